@@ -1,0 +1,193 @@
+"""Accounts, their tokens (encrypted at rest), the links main → child and what a link copies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from cryptography.fernet import Fernet, InvalidToken
+from psycopg.types.json import Jsonb
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from worker.db import Database, fetch_one
+from worker.errors import ConfigError, Conflict, NotFound, Unauthorized
+from worker.telemetry import emit
+
+FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
+
+WEIGHTS: dict[str, tuple[tuple[date, int], ...]] = {
+    "solution": ((date(2026, 2, 16), 1),),
+    "user": ((date(2026, 5, 12), 2), (date(2026, 9, 1), 3), (date(2026, 12, 1), 4)),
+}
+"""Units a request costs, from which day on, by kind of token: md/_restrictions.md."""
+
+
+def weight_of(auth: str, day: date) -> int:
+    """Units one request of such a token costs on that day."""
+    return [weight for since, weight in WEIGHTS[auth] if since <= day or since == WEIGHTS[auth][0][0]][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One MoySklad account and the token it is reached with."""
+
+    id: UUID
+    name: str
+    role: str
+    auth: str
+    weight: int | None
+    token: str = field(repr=False)
+
+    @property
+    def principal(self) -> str:
+        """What MoySklad counts requests by: this token in this account."""
+        return f"{self.id}:{hashlib.sha256(self.token.encode()).hexdigest()[:12]}"
+
+    def units(self, day: date) -> int:
+        """Units one of its requests costs on that day."""
+        return self.weight or weight_of(self.auth, day)
+
+
+class LinkSettings(BaseModel):
+    """What a link copies and how; `accounts link MAIN CHILD --set name=value` changes one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    match_field: Literal["externalCode", "code", "article", "name", "barcode"] = Field(
+        "externalCode", description="Field a good the child already has is recognised by."
+    )
+    price_types: dict[str, str] = Field(
+        default_factory=dict, description="Main's price type name → the child's; others go by their own name."
+    )
+    create_price_types: bool = Field(False, description="Create in the child a price type it lacks.")
+    vat: Literal["main", "child"] = Field("main", description="Whose VAT counts: copied from main, or left alone.")
+    every_minutes: int = Field(0, ge=0, description="Sync by itself every so many minutes; 0 = only on request.")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> LinkSettings:
+        """Raises ConfigError naming each setting that does not hold."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+            raise ConfigError("link settings do not hold: " + "; ".join(lines)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Child receives from main."""
+
+    main: UUID
+    child: UUID
+    settings: LinkSettings
+
+
+class Accounts:
+    """The accounts known here."""
+
+    def __init__(self, db: Database, app_key: str) -> None:
+        self._db = db
+        self._fernet = Fernet(app_key)
+
+    def add(self, id: UUID, name: str, role: str, auth: str, token: str, weight: int | None = None) -> None:
+        """Raises Conflict when the account exists already."""
+        added = self._db.fetch(
+            "add_account", id=id, name=name, role=role, auth=auth, weight=weight, token=self._seal(token)
+        )
+        if not added:
+            raise Conflict(f"account {id} exists already; `accounts token {id}` gives it a new token")
+        emit("account.add", account=id, role=role)
+
+    def get(self, id: UUID) -> Account:
+        """Raises NotFound, or Unauthorized when its token cannot be decrypted with this APP_KEY."""
+        rows = self._db.fetch("account", id=id)
+        if not rows:
+            raise NotFound(f"there is no account {id}; `accounts list` shows those known")
+        row = rows[0]
+        try:
+            token = self._fernet.decrypt(row["token"].encode()).decode()
+        except InvalidToken:
+            raise Unauthorized(
+                f"the token of account {id} was encrypted with another APP_KEY: restore that key, "
+                f"or enter the token anew with `accounts token {id}`"
+            ) from None
+        return Account(row["id"], row["name"], row["role"], row["auth"], row["weight"], token)
+
+    def role_of(self, id: UUID) -> str:
+        """`main` or `child`. Raises NotFound."""
+        rows = self._db.fetch("account", id=id)
+        if not rows:
+            raise NotFound(f"there is no account {id}; `accounts list` shows those known")
+        return str(rows[0]["role"])
+
+    def overview(self) -> list[dict[str, Any]]:
+        """Rows of id, name, role, auth, weight, parked_until, parked_reason, children, mains."""
+        return self._db.fetch("accounts")
+
+    def set_token(self, id: UUID, token: str) -> None:
+        """Replace the token and un-park the account. Raises NotFound."""
+        if not self._db.fetch("set_token", id=id, token=self._seal(token)):
+            raise NotFound(f"there is no account {id}; `accounts list` shows those known")
+        emit("account.set_token", account=id)
+
+    def remove(self, id: UUID) -> None:
+        """Forget the account and everything kept for it; MoySklad is not touched. Raises NotFound."""
+        if not self._db.fetch("remove_account", id=id):
+            raise NotFound(f"there is no account {id}; `accounts list` shows those known")
+        emit("account.remove", account=id)
+
+    def park(self, id: UUID, reason: str, until: datetime = FOREVER) -> None:
+        """Claim none of its tasks before `until`."""
+        self._db.fetch("park_account", id=id, until=until, reason=reason)
+        emit("account.park", level="warning", account=id, reason=reason)
+
+    def pause(self, id: UUID, wait: float, reason: str) -> None:
+        """The same for `wait` seconds."""
+        self._db.fetch("pause_account", id=id, wait=wait, reason=reason)
+
+    def link(self, main: UUID, child: UUID, settings: LinkSettings | None = None) -> LinkSettings:
+        """Have `child` receive from `main`. Raises NotFound, or Conflict when the roles do not fit."""
+        if main == child:
+            raise Conflict(f"account {main} cannot receive from itself")
+        for id, role in ((main, "main"), (child, "child")):
+            if self.role_of(id) != role:
+                raise Conflict(f"account {id} is not a {role} account")
+        settings = settings or LinkSettings()
+        with self._db.transaction() as conn:
+            fetch_one(conn, "link", main=main, child=child, settings=Jsonb(settings.model_dump()))
+        emit("account.link", main=main, child=child)
+        return settings
+
+    def unlink(self, main: UUID, child: UUID) -> None:
+        """Have `child` no longer receive from `main`; what it has stays. Raises NotFound."""
+        if not self._db.fetch("unlink", main=main, child=child):
+            raise NotFound(f"account {child} does not receive from {main}; `accounts list` shows the links")
+        emit("account.unlink", main=main, child=child)
+
+    def links(self, main: UUID | None = None) -> Sequence[Link]:
+        """The links of one main account, or of all."""
+        return [_link(row) for row in self._db.fetch("links", main=main)]
+
+    def links_of_child(self, child: UUID) -> Sequence[Link]:
+        """Where a child receives from."""
+        return [_link(row) for row in self._db.fetch("links_of_child", child=child)]
+
+    def link_between(self, main: UUID, child: UUID) -> Link:
+        """Raises NotFound when the two are not linked (any more)."""
+        for link in self.links_of_child(child):
+            if link.main == main:
+                return link
+        raise NotFound(f"account {child} does not receive from {main}; `accounts link {main} {child}` would make it")
+
+    def _seal(self, token: str) -> str:
+        if not token.strip():
+            raise ConfigError("the token is empty")
+        return self._fernet.encrypt(token.strip().encode()).decode()
+
+
+def _link(row: dict[str, Any]) -> Link:
+    return Link(row["main_id"], row["child_id"], LinkSettings.parse(row["settings"]))

@@ -1,0 +1,124 @@
+"""What main had when last read (snapshots) and which entity of a child it became (mappings)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from worker.db import Connection, Database, fetch, query
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One entity of main, reduced to what is copied, references as main's ids."""
+
+    type: str
+    id: UUID
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A snapshot beside what the child has of it."""
+
+    id: UUID
+    hash: str
+    body: Body
+    child_id: UUID | None
+    sent_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """main's entity ↔ the child's, and the hash the child last received (None: to be sent again)."""
+
+    main_id: UUID
+    child_id: UUID
+    hash: str | None
+
+
+def hash_of(body: Body) -> str:
+    """The same for equal content, whatever the order of keys."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def save_snapshots(db: Database, main: UUID, snapshots: Iterable[Snapshot], read_at: datetime) -> None:
+    """Keep what one request to main has brought."""
+    with db.transaction() as conn:
+        conn.execute(query("create_read"))
+        with conn.cursor() as cursor, cursor.copy(query("copy_read")) as copy:
+            for item in snapshots:
+                body = json.dumps(item.body, ensure_ascii=False)
+                copy.write_row((item.type, item.id, hash_of(item.body), body))
+        fetch(conn, "save_snapshots", main=main, read_at=read_at)
+
+
+def withdraw_unseen(db: Database, main: UUID, types: Sequence[str], since: datetime) -> int:
+    """Mark as archived what a complete read since then did not meet; how many."""
+    return len(db.fetch("withdraw_unseen", main=main, types=list(types), since=since))
+
+
+def drop_unseen(db: Database, main: UUID, types: Sequence[str], since: datetime) -> None:
+    """Forget what a complete read since then did not meet."""
+    db.fetch("drop_unseen", main=main, types=list(types), since=since)
+
+
+def differing(db: Database, main: UUID, child: UUID, type: str) -> list[Pair]:
+    """Main's entities whose content is not what the child last received."""
+    rows = db.fetch("differing", main=main, child=child, type=type)
+    return [Pair(row["entity_id"], row["hash"], row["body"], row["child_entity_id"]) for row in rows]
+
+
+def load(db: Database, main: UUID, child: UUID, type: str, ids: Collection[UUID]) -> dict[UUID, Pair]:
+    """These of main's entities by id; one that was never read is absent."""
+    rows = db.fetch("load", main=main, child=child, type=type, ids=list(ids))
+    return {
+        row["entity_id"]: Pair(row["entity_id"], row["hash"], row["body"], row["child_entity_id"], row["sent_hash"])
+        for row in rows
+    }
+
+
+def mapped(db: Database, child: UUID, types: Sequence[str]) -> dict[str, dict[UUID, UUID]]:
+    """type → main id → child id."""
+    found: dict[str, dict[UUID, UUID]] = {type: {} for type in types}
+    for row in db.fetch("mapped", child=child, types=list(types)):
+        found[row["entity_type"]][row["main_entity_id"]] = row["child_entity_id"]
+    return found
+
+
+def taken(db: Database, child: UUID, type: str, ids: Collection[UUID]) -> set[UUID]:
+    """Those of the child's entities that one of main's is mapped to."""
+    return {row["child_entity_id"] for row in db.fetch("claimed_by_others", child=child, type=type, ids=list(ids))}
+
+
+def save(conn: Connection, child: UUID, type: str, pairs: Sequence[Mapped]) -> None:
+    """Remember what the child has received."""
+    if pairs:
+        fetch(
+            conn,
+            "save_mappings",
+            child=child,
+            type=type,
+            main_ids=[pair.main_id for pair in pairs],
+            child_ids=[pair.child_id for pair in pairs],
+            hashes=[pair.hash for pair in pairs],
+        )
+
+
+def drop(conn: Connection, child: UUID, type: str, main_ids: Collection[UUID]) -> None:
+    """Forget mappings whose child entity is confirmed gone."""
+    if main_ids:
+        fetch(conn, "drop_mappings", child=child, type=type, ids=list(main_ids))
+
+
+def doubt_references(conn: Connection, child: UUID) -> None:
+    """Have all references of the child looked up again."""
+    fetch(conn, "doubt_references", child=child)

@@ -1,0 +1,81 @@
+"""A read-only look at everything, for the command line, the API and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.db import Database
+from worker.queues import Queue
+from worker.queues.routing import resolve
+
+STATUSES = ("pending", "processing", "completed", "failed")
+
+
+class Monitor:
+    """What is waiting, running, done and failed; who is alive; what went wrong last."""
+
+    def __init__(self, db: Database, queue: Queue) -> None:
+        self._db = db
+        self._queue = queue
+
+    def snapshot(self, *, failures: int = 10) -> dict[str, Any]:
+        """JSON-ready: `totals` by status, `queues` and `accounts` (the same with `oldest_seconds`, the age
+        of the oldest due pending task, and accounts with `parked_reason`), `workers`, `failures`,
+        `unheard` (queues with pending tasks that no live worker listens to)."""
+        rows = self._queue.stats()
+        workers = [_plain(row) for row in self._db.fetch("workers")]
+        names = {str(row["id"]): row for row in self._db.fetch("accounts")}
+        accounts = _grouped(rows, "account_id")
+        for entry in accounts:
+            known = names.get(entry["account_id"], {})
+            entry["name"] = known.get("name", "")
+            entry["parked_reason"] = parked_reason(known)
+        queues = _grouped(rows, "queue")
+        return {
+            "totals": {status: sum(row["tasks"] for row in rows if row["status"] == status) for status in STATUSES},
+            "queues": queues,
+            "accounts": accounts,
+            "workers": workers,
+            "failures": [_plain(row) for row in self._queue.peek("failed", limit=failures)],
+            "unheard": [q["queue"] for q in queues if q["pending"] and not _heard(q["queue"], workers)],
+        }
+
+    def absence(self, host: str, process: str = "", release: str = "") -> str | None:
+        """Why no live worker of that host, of that name and release if given, can be found; None when one is."""
+        here = [row for row in self._db.fetch("workers") if row["host"] == host]
+        named = [row for row in here if not process or row["name"] == process]
+        if not named:
+            wanted = f"worker {process}" if process else "worker"
+            alive = ", ".join(row["name"] or str(row["id"]) for row in here) or "none"
+            return f"no {wanted} of {host} is alive; alive are: {alive}"
+        if release and all(row["release"] != release for row in named):
+            return f"{process or 'every worker'} of {host} runs {named[0]['release']}, not {release}"
+        return None
+
+
+def parked_reason(account: Mapping[str, Any]) -> str | None:
+    """Why none of the account's tasks is claimed now, or None; takes a row of `Accounts.overview`."""
+    until = account.get("parked_until")
+    return account["parked_reason"] if until and until > datetime.now(UTC) else None
+
+
+def _grouped(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    groups: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = str(row[key])
+        group = groups.setdefault(name, {key: name, **dict.fromkeys(STATUSES, 0), "oldest_seconds": None})
+        group[row["status"]] += row["tasks"]
+        if row["oldest_seconds"] is not None:
+            group["oldest_seconds"] = max(group["oldest_seconds"] or 0.0, row["oldest_seconds"])
+    return list(groups.values())
+
+
+def _heard(queue: str, workers: list[dict[str, Any]]) -> bool:
+    return any(queue in resolve(worker["queues"], [queue]) for worker in workers)
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    return {name: value if isinstance(value, int | float | str | list | dict | None) else str(value)
+            for name, value in row.items()}  # fmt: skip

@@ -1,0 +1,71 @@
+"""Runs: one press of the button, its progress and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from worker.db import Connection, Database, fetch, fetch_one
+from worker.errors import NotFound
+from worker.telemetry import emit
+
+PRODUCTS = "products"
+
+
+class Runs:
+    """The runs known here; their counts come from their tasks until they are finished."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def start(
+        self, conn: Connection, *, account: UUID, main: UUID, mains: Collection[UUID], requested_by: str
+    ) -> tuple[UUID, bool]:
+        """A new run of `account`, or the one under way that covers it; and whether it is new."""
+        while True:
+            covering = fetch_one(conn, "run_under_way", account=account, mains=list(mains), kind=PRODUCTS)
+            if covering:
+                return covering["id"], False
+            id = uuid4()
+            if fetch(conn, "start_run", id=id, account=account, main=main, kind=PRODUCTS, requested_by=requested_by):
+                emit("run.start", run=id, account=account, by=requested_by)
+                return id, True
+
+    def get(self, id: UUID) -> dict[str, Any]:
+        """The run with `counts` of its tasks. Raises NotFound."""
+        with self._db.connection() as conn:
+            row = fetch_one(conn, "run", id=id)
+        if row is None:
+            raise NotFound(f"there is no run {id}; `runs` lists the newest")
+        return row
+
+    def newest(self, account: UUID | None = None, limit: int = 20) -> list[dict[str, Any]]:
+        """The newest runs, of an account or of all."""
+        return self._db.fetch("runs", account=account, limit=limit)
+
+    def problems(self, id: UUID, limit: int = 50) -> list[dict[str, Any]]:
+        """Tasks of the run that failed, wait for another try or were skipped, with their reasons."""
+        return self._db.fetch("run_problems", id=id, limit=limit)
+
+    def finish(self, ids: Collection[UUID]) -> None:
+        """End those of the runs that have no open task left."""
+        if ids:
+            for row in self._db.fetch("finish_run", ids=list(ids)):
+                emit(
+                    "run.finish",
+                    run=row["id"],
+                    account=row["account_id"],
+                    seconds=row["seconds"],
+                    **row["counts"],
+                )
+
+    def finish_all(self) -> None:
+        """The same for every unfinished run: what a killed worker could not do."""
+        if ids := [row["id"] for row in self._db.fetch("open_runs")]:
+            self.finish(ids)
+
+    def due(self, now: datetime) -> list[tuple[UUID, UUID]]:
+        """(main, child) of the links whose planned sync is due."""
+        return [(row["main_id"], row["child_id"]) for row in self._db.fetch("due_links", now=now)]

@@ -1,0 +1,175 @@
+"""Every setting, read once from the environment or one env file, validated, secrets hidden."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from cryptography.fernet import Fernet
+from dotenv import dotenv_values
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from worker.errors import ConfigError
+
+ENV_FILE = "MOYSKLAD_WORKER_ENV"
+"""Names the env file when no `--env-file` is given."""
+
+
+class Settings(BaseModel):
+    """The whole configuration of one process; docs/configuration.md tells each of them."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
+
+    DATABASE_URL: SecretStr = Field(description="PostgreSQL 14 to 18, `postgresql://user:password@host/database`.")
+    QUEUE_CONNECTION: Literal["database"] = Field(
+        "database", description="Where tasks live. `database`: the table `sync_queue`."
+    )
+    QUEUE_TOPOLOGY: Literal["single", "priority", "account"] = Field(
+        "single",
+        description="How tasks are routed to queues: `single` → `default`; `priority` → `high` and `low`; "
+        "`account` → `account-main-ID` and `account-child-ID`. Producers and workers must agree.",
+    )
+    REDIS_URL: SecretStr | None = Field(None, description="`redis://…`; only for the redis queue, not used yet.")
+    MOYSKLAD_API_URL: str = Field(
+        "https://api.moysklad.ru/api/remap/1.2", description="Base address of MoySklad's JSON API 1.2."
+    )
+    APP_KEY: SecretStr = Field(
+        description="Key the accounts' tokens are encrypted with, 32 bytes in url-safe base64 (a Fernet key). "
+        "`moysklad-worker key` prints a new one. Lost key = all tokens must be entered anew."
+    )
+    LOG_DIR: Path = Field(Path("logs"), description="Folder of `worker.log` and `sync.log`.")
+    LOG_LEVEL: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
+    API_HOST: str = Field("127.0.0.1", description="Address the HTTP API listens on.")
+    API_PORT: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 takes a free one.")
+    API_TOKEN: SecretStr | None = Field(
+        None, description="Bearer token of the HTTP API and page. Required unless API_HOST is loopback."
+    )
+    LEASE_SECONDS: float = Field(
+        30, ge=1, le=3600, description="A worker not heard of for so long is dead and its tasks go back."
+    )
+    CONNECT_TIMEOUT: float = Field(5, gt=0, le=60, description="Seconds to reach MoySklad or PostgreSQL.")
+    READ_TIMEOUT: float = Field(
+        300,
+        gt=0,
+        le=600,
+        description="Seconds to wait for one answer; MoySklad works on a bulk request up to 300.",
+    )
+    KEEP_COMPLETED_DAYS: float = Field(3, ge=0, description="Completed tasks are pruned after so many days.")
+    KEEP_FAILED_DAYS: float = Field(90, ge=0, description="Failed tasks are pruned after so many days.")
+
+    @field_validator("DATABASE_URL")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in ("postgresql", "postgres"):
+            raise ValueError("must begin with postgresql://")
+        return value
+
+    @field_validator("MOYSKLAD_API_URL")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError("must be an http(s) address such as https://api.moysklad.ru/api/remap/1.2")
+        return value.rstrip("/")
+
+    @field_validator("APP_KEY")
+    @classmethod
+    def _is_fernet_key(cls, value: SecretStr) -> SecretStr:
+        try:
+            Fernet(value.get_secret_value())
+        except ValueError:
+            raise ValueError("must be 32 url-safe base64 bytes; `moysklad-worker key` prints one") from None
+        return value
+
+    @field_validator("REDIS_URL", "API_TOKEN")
+    @classmethod
+    def _empty_is_none(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value and value.get_secret_value() else None
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> Settings:
+        if not is_loopback(self.API_HOST) and self.API_TOKEN is None:
+            raise ValueError(
+                f"API_TOKEN must be set when API_HOST is {self.API_HOST!r}: "
+                "without a token the API listens on 127.0.0.1 only"
+            )
+        return self
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, env_file: Path | None = None) -> Settings:
+        """Read the settings; a variable of the environment wins over the same one in the file.
+
+        Raises ConfigError naming every setting that does not hold, never showing a secret's value.
+        """
+        environ = os.environ if environ is None else environ
+        env_file = env_file or (Path(environ[ENV_FILE]) if environ.get(ENV_FILE) else None)
+        values = {**_read(env_file), **{name: environ[name] for name in cls.model_fields if name in environ}}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, values, env_file)) from None
+
+    def shown(self) -> dict[str, str]:
+        """Every setting as text, secrets hidden; of DATABASE_URL only the password is hidden."""
+        shown = {name: _show(getattr(self, name)) for name in type(self).model_fields}
+        return shown | {"DATABASE_URL": without_password(self.DATABASE_URL.get_secret_value())}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def without_password(url: str) -> str:
+    """The address with its password replaced by stars."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def _read(env_file: Path | None) -> dict[str, Any]:
+    if env_file is None:
+        return {}
+    try:
+        env_file.open().close()
+    except OSError as error:
+        raise ConfigError(f"env file {env_file}: {error.strerror}") from None
+    values = dotenv_values(env_file, interpolate=False)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _show(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "***"
+    return "" if value is None else str(value)
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any], env_file: Path | None) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            message = "is not set"
+        field = Settings.model_fields.get(name)
+        if field is not None and name in values and "Secret" not in str(field.annotation):
+            message += f" (it is {values[name]!r})"
+        lines.append(f"  {name}: {message}" if name else f"  {message}")
+    where = f"the environment or {env_file}" if env_file else "the environment"
+    return f"Settings in {where} do not hold:\n" + "\n".join(lines)

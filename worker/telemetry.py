@@ -1,0 +1,105 @@
+"""Named events with fields: `emit` writes the log line and moves the counter; redaction lives here.
+
+A line reads `2026-11-24T13:06:46.120Z INFO task.complete worker=7 account=… tasks=500`.
+Events are named `thing.verb`, with the same verb as the function that causes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from prometheus_client import Counter
+
+from worker.settings import Settings
+
+EVENTS = Counter("moysklad_worker_events", "Events by name and level.", ["event", "level"])
+
+_LOG = logging.getLogger("moysklad_worker")
+_SYNC = logging.getLogger("moysklad_worker.sync")
+_CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("context", default=MappingProxyType({}))
+_SECRET = re.compile(r"(?i)((?:bearer|basic)\s+|(?:token|password|secret|app_key)[\"']?\s*[=:]\s*[\"']?)[^\s\"',&]+")
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure(settings: Settings, *, console: bool) -> None:
+    """Send events to LOG_DIR/worker.log, requests to LOG_DIR/sync.log, and to stderr when `console`.
+
+    The files are reopened when logrotate moves them. Raises OSError when LOG_DIR cannot be written.
+    """
+    settings.LOG_DIR.mkdir(parents=True, exist_ok=True)
+    for logger, name in ((_LOG, "worker.log"), (_SYNC, "sync.log")):
+        handlers: list[logging.Handler] = [_file(settings.LOG_DIR / name)]
+        if console and logger is _LOG:
+            handlers.append(logging.StreamHandler(sys.stderr))
+        for handler in handlers:
+            handler.setFormatter(_Line())
+        for old in logger.handlers:
+            old.close()
+        logger.handlers = handlers
+        logger.propagate = False
+        logger.setLevel(_LEVELS[settings.LOG_LEVEL])
+
+
+def emit(event: str, *, level: str = "info", error: BaseException | None = None, **fields: Any) -> None:
+    """Tell that `event` happened: one log line, one step of its counter; `error` adds its traceback."""
+    EVENTS.labels(event, level).inc()
+    _write(_LOG, event, level, error, fields)
+
+
+def emit_request(event: str, **fields: Any) -> None:
+    """The same for REQUEST and RESPONSE lines, which go to sync.log."""
+    EVENTS.labels(event, "info").inc()
+    _write(_SYNC, event, "info", None, fields)
+
+
+@contextmanager
+def context(**fields: Any) -> Iterator[None]:
+    """Add `fields` to every event emitted inside the block by this thread."""
+    token = _CONTEXT.set({**_CONTEXT.get(), **fields})
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+def redact(text: str) -> str:
+    """The text with whatever looks like a credential replaced by stars."""
+    return _SECRET.sub(r"\1***", text)
+
+
+def _write(
+    logger: logging.Logger, event: str, level: str, error: BaseException | None, fields: dict[str, Any]
+) -> None:
+    number = _LEVELS[level]
+    if logger.isEnabledFor(number):
+        words = [event, *(f"{name}={_value(value)}" for name, value in {**_CONTEXT.get(), **fields}.items())]
+        logger.log(number, redact(" ".join(words)), exc_info=error)
+
+
+def _value(value: Any) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return repr(text) if not text or re.search(r"[\s\"'=]", text) else text
+
+
+def _file(path: Path) -> logging.Handler:
+    return logging.handlers.WatchedFileHandler(path, encoding="utf-8", delay=True)
+
+
+class _Line(logging.Formatter):
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        return redact(super().formatException(ei))
