@@ -1,0 +1,124 @@
+"""The wiring, once: everything a command, the API or a worker needs, made from the settings."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from functools import lru_cache
+from types import TracebackType
+from uuid import UUID
+
+from worker.accounts import Accounts
+from worker.db import Database, require_schema
+from worker.executor import Executor, Handler
+from worker.lease import Lease
+from worker.limiter import Limiter
+from worker.loop import Loop, Options
+from worker.monitor import Monitor
+from worker.moysklad import Client
+from worker.queues import DatabaseQueue, Queue
+from worker.queues.routing import route
+from worker.release import release
+from worker.runs import Runs
+from worker.settings import Settings
+from worker.sync import mirror, plan
+from worker.task import Priority
+
+HANDLERS: dict[tuple[str, str], Handler] = {
+    ("catalogue", "plan"): plan.plan,
+    ("catalogue", "prepare"): plan.prepare,
+    ("product", "sync"): mirror.sync,
+}
+
+
+class App:
+    """The parts, wired; close it, or use it as a context."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.db = Database(settings.DATABASE_URL.get_secret_value(), connect_timeout=settings.CONNECT_TIMEOUT)
+        self.accounts = Accounts(self.db, settings.APP_KEY.get_secret_value())
+        self.queue: Queue = DatabaseQueue(
+            self.db, route(settings.QUEUE_TOPOLOGY, lru_cache(maxsize=10_000)(self.accounts.role_of))
+        )
+        self.runs = Runs(self.db)
+        self.limiter = Limiter(self.db, ttl=settings.READ_TIMEOUT + settings.CONNECT_TIMEOUT + 30)
+        self.monitor = Monitor(self.db, self.queue)
+
+    def __enter__(self) -> App:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.db.close()
+
+    def require_schema(self) -> None:
+        """Raises SchemaMismatch unless the database fits this code."""
+        require_schema(self.db)
+
+    def start_sync(self, account: UUID, *, requested_by: str, priority: int = Priority.USER) -> tuple[UUID, bool]:
+        """Begin, or join, a sync of all goods of the account; see `sync.plan.start`."""
+        return plan.start(
+            self.db,
+            self.accounts,
+            self.runs,
+            self.queue,
+            account,
+            requested_by=requested_by,
+            priority=priority,
+        )
+
+    def tidy(self) -> None:
+        """Take up what dead workers have left: their tasks, and runs they could not end."""
+        self.queue.rescue()
+        self.runs.finish_all()
+
+    def client(self, account: UUID, deadline: float = float("inf")) -> Client:
+        """A client of that account, for a task that must end by then (on the monotonic clock)."""
+        return Client(
+            self.accounts.get(account),
+            self.settings.MOYSKLAD_API_URL,
+            self.limiter,
+            connect_timeout=self.settings.CONNECT_TIMEOUT,
+            read_timeout=self.settings.READ_TIMEOUT,
+            deadline=deadline,
+        )
+
+    def worker(self, options: Options, *, name: str = "", rng: random.Random | None = None) -> Loop:
+        """A worker process, ready to `run`."""
+
+        def executor(stopping: Callable[[], bool]) -> Executor:
+            return Executor(
+                self.db,
+                self.queue,
+                self.accounts,
+                self.runs,
+                HANDLERS,
+                self.client,
+                timeout=options.timeout,
+                tries=options.tries,
+                stopping=stopping,
+                rng=rng,
+            )
+
+        def lease(counters: Callable[[], dict[str, int]], watch: Callable[[], None]) -> Lease:
+            return Lease(
+                self.db,
+                queues=options.queues,
+                name=name or os.environ.get("SUPERVISOR_PROCESS_NAME", ""),
+                release=release(),
+                seconds=self.settings.LEASE_SECONDS,
+                counters=counters,
+                watch=watch,
+            )
+
+        def on_register(worker: int) -> None:
+            self.limiter.worker = worker
+
+        return Loop(self.queue, executor, lease, options, tidy=self.tidy, on_register=on_register, rng=rng)

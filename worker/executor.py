@@ -1,0 +1,283 @@
+"""Run one claimed batch: time limit → handler → an outcome per task → recorded with its effects."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from worker.accounts import Accounts
+from worker.db import AWAY, Connection, Database, patiently
+from worker.errors import (
+    Interrupted,
+    Permanent,
+    RateLimited,
+    Retryable,
+    Skipped,
+    TimedOut,
+    Unauthorized,
+)
+from worker.moysklad import Client
+from worker.queues import Ended, Queue
+from worker.runs import Runs
+from worker.task import Batch, Complete, Fail, Outcome, Release, Retry, Snooze, Task
+from worker.telemetry import context, emit
+
+MAX_DELAY = 900.0
+"""Seconds; the longest wait before a retry."""
+_DATABASE_WAIT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A part of a batch that is over: how each task ends, and what is to be written together with that.
+
+    `effect(connection, owned)` runs in the transaction that ends the tasks; `owned` are the ids of those
+    still ours, the only ones that may leave a trace.
+    """
+
+    ended: Sequence[Ended]
+    effect: Callable[[Connection, set[int]], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a handler may use."""
+
+    db: Database
+    queue: Queue
+    accounts: Accounts
+    client: Callable[[UUID], Client]
+    stopping: Callable[[], bool]
+
+
+Handler = Callable[[Context, Sequence[Task]], Iterator[Settlement]]
+"""Works through the tasks of one batch, yielding each part as soon as it is over.
+
+A typed error it raises (see `errors`) ends all tasks not yet settled.
+"""
+
+
+@dataclass
+class Tally:
+    """How many tasks ended how."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def done(self) -> int:
+        """Tasks that succeeded."""
+        return self.counts["complete"]
+
+    @property
+    def failed(self) -> int:
+        """Tasks that are over without success."""
+        return self.counts["fail"]
+
+
+class Executor:
+    """Runs batches, one after the other, in the main thread."""
+
+    def __init__(
+        self,
+        db: Database,
+        queue: Queue,
+        accounts: Accounts,
+        runs: Runs,
+        handlers: Mapping[tuple[str, str], Handler],
+        client: Callable[[UUID, float], Client],
+        *,
+        timeout: float,
+        tries: int,
+        stopping: Callable[[], bool],
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`client(account, deadline)` makes the client of an account; `timeout` 0 means no limit."""
+        self._db, self._queue, self._accounts, self._runs = db, queue, accounts, runs
+        self._handlers, self._client = handlers, client
+        self._timeout, self._tries, self._stopping = timeout, tries, stopping
+        self._rng = rng or random.Random()
+        self._clock = clock
+        self.deadline = float("inf")
+        """When the running batch's time is over, on `clock`; read by the watchdog."""
+        self._inside = False
+        self._hurry = False
+
+    def execute(self, batch: Batch) -> Tally:
+        """Run the batch to its end, recording every task's outcome; never raises for a task's fault."""
+        tally = Tally()
+        first = batch.first
+        with context(account=first.account_id, kind=f"{first.entity_type}/{first.operation}", run=first.run_id):
+            began = self._clock()
+            self.deadline = began + self._timeout if self._timeout else float("inf")
+            try:
+                self._work(batch, tally)
+            finally:
+                self.deadline = float("inf")
+            emit("batch.end", tasks=len(batch.tasks), seconds=self._clock() - began, **dict[str, Any](tally.counts))
+        self._finish_runs(batch)
+        return tally
+
+    def _work(self, batch: Batch, tally: Tally) -> None:
+        left = {task.id: task for task in batch.tasks}
+        ctx = Context(
+            self._db,
+            self._queue,
+            self._accounts,
+            lambda account: self._client(account, self.deadline),
+            self._stopping,
+        )
+        work: Iterator[Settlement] | None = None
+        while left:
+            try:
+                if self._stopping():
+                    raise Interrupted("the worker is stopping")
+                with self._interruptible(), _time_limit(self.deadline - self._clock()):
+                    if work is None:
+                        work = self._handler(batch)(ctx, batch.tasks)
+                    settlement = next(work, None)
+                if settlement is None:
+                    raise Retryable("the handler ended without an outcome for this task")
+            except Exception as error:
+                settlement = Settlement([Ended(task, self.classify(error, task)) for task in left.values()])
+            self._settle(self._bounded(settlement), tally)
+            for ended in settlement.ended:
+                left.pop(ended.task.id, None)
+
+    def interrupt(self) -> None:
+        """Have the running batch handed back at once. For signal handlers: may raise Interrupted."""
+        self._hurry = True
+        if self._inside:
+            self._inside = False
+            raise Interrupted("told to stop at once")
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+    def _handler(self, batch: Batch) -> Handler:
+        handler = self._handlers.get(batch.kind)
+        if handler is None:
+            raise Permanent(f"this release does not know tasks of kind {'/'.join(batch.kind)}")
+        return handler
+
+    def classify(self, error: Exception, task: Task) -> Outcome:
+        """The one place where an error becomes an outcome."""
+        match error:
+            case RateLimited():
+                self._accounts.pause(task.account_id, error.wait, str(error))
+                return Snooze(error.wait, str(error))
+            case Unauthorized():
+                self._accounts.park(task.account_id, str(error))
+                return Snooze(0, str(error))
+            case Skipped():
+                return Complete("skipped", str(error))
+            case Permanent():
+                return Fail(str(error))
+            case TimedOut():
+                return self._again(task, f"ran longer than its time limit of {self._timeout:g} s")
+            case Interrupted():
+                return Release()
+            case Retryable():
+                return self._again(task, str(error))
+            case _ if isinstance(error, AWAY):
+                return Snooze(_DATABASE_WAIT, f"PostgreSQL was away: {error}")
+            case _:
+                emit("task.crash", level="error", error=error, task=task.id)
+                return self._again(task, f"{type(error).__name__}: {error}")
+
+    def _bounded(self, settlement: Settlement) -> Settlement:
+        """The same with each retry given its delay, or made a failure after the last try."""
+        ended = [
+            Ended(e.task, self._again(e.task, e.outcome.error)) if isinstance(e.outcome, Retry) else e
+            for e in settlement.ended
+        ]
+        return Settlement(ended, settlement.effect)
+
+    def _again(self, task: Task, error: str) -> Outcome:
+        tries = task.max_attempts or self._tries
+        if tries and task.attempts >= tries:
+            return Fail(f"gave up after {task.attempts} tries: {error}")
+        delay = min(2.0**task.attempts, MAX_DELAY) * self._rng.uniform(0.5, 1.5)
+        return Retry(error, delay)
+
+    def _settle(self, settlement: Settlement, tally: Tally) -> None:
+        """Record outcomes and effects in one transaction, waiting out a PostgreSQL that is away."""
+        counts: Counter[str] = Counter()
+
+        def record() -> None:
+            counts.clear()
+            with self._db.transaction() as conn:
+                owned = {task.id for task in self._queue.owned([e.task for e in settlement.ended], conn)}
+                if settlement.effect:
+                    settlement.effect(conn, owned)
+                for name, transition, kind in self._transitions():
+                    group = [(e.task, e.outcome) for e in settlement.ended
+                             if isinstance(e.outcome, kind) and e.task.id in owned]  # fmt: skip
+                    if group:
+                        transition(group, conn)
+                        counts[name] = len(group)
+                counts["lost"] = len(settlement.ended) - len(owned)
+
+        patiently(record, give_up=lambda: self._hurry)
+        tally.counts += counts
+        for name, number in counts.items():
+            if number:
+                level = "info" if name in ("complete", "release") else "warning"
+                emit(f"task.{name}", level=level, tasks=number, **_reason(settlement, name))
+
+    def _transitions(self) -> list[tuple[str, Callable[[Any, Connection], None], type]]:
+        queue = self._queue
+        return [
+            ("complete", queue.complete, Complete),
+            ("retry", queue.retry, Retry),
+            ("snooze", queue.snooze, Snooze),
+            ("fail", queue.fail, Fail),
+            ("release", queue.release, Release),
+        ]
+
+    def _finish_runs(self, batch: Batch) -> None:
+        runs = {task.run_id for task in batch.tasks if task.run_id}
+        patiently(lambda: self._runs.finish(runs), give_up=lambda: self._hurry)
+
+
+def _reason(settlement: Settlement, name: str) -> dict[str, Any]:
+    """Why, for the log: the first reason of that outcome."""
+    attribute = {"retry": "error", "snooze": "reason", "fail": "error"}.get(name)
+    for ended in settlement.ended:
+        if attribute and hasattr(ended.outcome, attribute):
+            return {"reason": str(getattr(ended.outcome, attribute))[:300]}
+    return {}
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimedOut inside the block when it takes longer; only the main thread can be interrupted so."""
+    if seconds == float("inf") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if seconds <= 0:
+        raise TimedOut("no time left")
+
+    def interrupt(*_: object) -> None:
+        raise TimedOut("time is over")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

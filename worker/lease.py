@@ -1,0 +1,131 @@
+"""The worker's life as others see it: registration, heartbeat, the session lock, and hearing of new tasks.
+
+A thread of its own holds one connection, so that a busy handler cannot stop it. The connection's advisory
+lock ends with the process, which is how others know of a kill -9 at once; the lease is for hosts that
+vanish.
+"""
+
+from __future__ import annotations
+
+import os
+import queue as stdlib_queue
+import resource
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from worker.db import AWAY, Connection, Database, fetch, fetch_one
+from worker.queues.database import LOCK_CLASS
+from worker.telemetry import emit
+
+_WATCH = 1.0
+"""Seconds between two calls of `watch`."""
+
+
+class Lease:
+    """Keeps this process known as alive between `start` and `stop`.
+
+    `wake.get(timeout)` returns early when tasks were enqueued or `wake.put` was called: a SimpleQueue,
+    because signal handlers may put into it.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        queues: Sequence[str],
+        name: str,
+        release: str,
+        seconds: float,
+        counters: Callable[[], dict[str, int]],
+        watch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`watch` is called every second from the thread; it may end the process."""
+        self._db = db
+        self._who = {"host": socket.gethostname(), "pid": os.getpid(), "name": name, "queues": list(queues),
+                     "release": release}  # fmt: skip
+        self._seconds = seconds
+        self._counters = counters
+        self._watch = watch
+        self._over = threading.Event()
+        self._ready = threading.Event()
+        self._nudge, self._nudged = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self.wake: stdlib_queue.SimpleQueue[str] = stdlib_queue.SimpleQueue()
+        self.worker = 0
+        """The id others know this process by; a new one when it was given up for dead meanwhile."""
+
+    def start(self, *, give_up: Callable[[], bool] = lambda: False) -> bool:
+        """Register, waiting for PostgreSQL if need be; False when `give_up()` came true before."""
+        self._thread.start()
+        while not self._ready.wait(0.2):
+            if give_up():
+                return False
+        return True
+
+    def stop(self) -> None:
+        """Unregister."""
+        self._over.set()
+        self._nudge.send(b".")
+        if self._thread.ident:
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        patience = 0.1
+        while not self._over.is_set():
+            try:
+                with self._db.connect() as conn:
+                    self._live(conn)
+                return
+            except AWAY as error:
+                emit("lease.lost", level="warning", reason=str(error).strip())
+                self._watch()
+                self._over.wait(patience)
+                patience = min(patience * 2, 1)
+
+    def _live(self, conn: Connection) -> None:
+        self._register(conn)
+        conn.execute("listen sync_queue")
+        self._ready.set()
+        self.wake.put("connected")
+        beat = time.monotonic() + self._seconds / 3
+        while not self._over.is_set():
+            select.select([conn.fileno(), self._nudged.fileno()], [], [], min(_WATCH, self._seconds / 3))
+            self._watch()
+            if time.monotonic() >= beat:
+                if fetch_one(conn, "heartbeat", **self._beat()) is None:
+                    self._register(conn)
+                beat = time.monotonic() + self._seconds / 3
+            for _ in conn.notifies(timeout=0):
+                self.wake.put("notified")
+        fetch(conn, "unregister_worker", worker=self.worker)
+
+    def _register(self, conn: Connection) -> None:
+        """Come back under the old id if nobody buried it, else under a new one."""
+        with conn.transaction():
+            if not self.worker or fetch_one(conn, "heartbeat", **self._beat()) is None:
+                row = fetch_one(conn, "register_worker", **self._who, lease=self._seconds)
+                assert row is not None
+                self.worker = row["id"]
+                emit("worker.register", worker=self.worker, name=self._who["name"])
+            fetch_one(conn, "hold_worker", lock_class=LOCK_CLASS, worker=self.worker)
+
+    def _beat(self) -> dict[str, Any]:
+        return {"worker": self.worker, "lease": self._seconds, "rss_mb": rss_mb(), **self._counters()}
+
+
+def rss_mb() -> int:
+    """Memory this process holds now, in MB."""
+    try:
+        with open("/proc/self/statm") as file:  # noqa: PTH123 - a hot path, and not a file
+            return int(file.read().split()[1]) * resource.getpagesize() // 1_000_000
+    except OSError:
+        return peak_rss_mb()
+
+
+def peak_rss_mb() -> int:
+    """The most memory this process ever held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000

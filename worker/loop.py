@@ -1,0 +1,179 @@
+"""Claim, execute, repeat: a worker process from its first claim to its exit code."""
+
+from __future__ import annotations
+
+import os
+import queue as stdlib_queue
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from uuid import UUID
+
+from worker.db import AWAY
+from worker.executor import Executor
+from worker.lease import Lease, rss_mb
+from worker.queues import Queue
+from worker.telemetry import emit
+
+EXIT_OK = 0
+EXIT_MEMORY = 12
+"""Laravel's code for `--memory` exceeded."""
+EXIT_HUNG = 13
+"""A batch could not be interrupted `GRACE` seconds after its time limit."""
+GRACE = 10.0
+TIDY = 2.0
+"""Seconds between two looks at what dead workers have left."""
+_CONTENDED = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Laravel's `queue:work`, with its names, meanings and defaults where it has them."""
+
+    queues: Sequence[str] = ("*",)
+    """Names in order of preference, `*` as wildcard."""
+    sleep: float = 3
+    """Seconds between looks while nothing is there; a new task ends the sleep at once."""
+    tries: int = 3
+    """Attempts before a task fails; 0 is no limit."""
+    max_time: float = 0
+    """Seconds after which the process ends itself, up to 10 % later at random; 0 is no limit."""
+    timeout: float = 300
+    """Seconds a batch may run; 0 is no limit."""
+    batch: int = 500
+    """Tasks claimed at once, of one kind and account."""
+    max_tasks: int = 0
+    """Tasks after which the process ends itself; 0 is no limit."""
+    memory: int = 256
+    """MB after which the process ends itself."""
+    once: bool = False
+    """One batch, or none if nothing is there, then exit."""
+    stop_when_empty: bool = False
+    """Work until nothing is there, then exit."""
+
+
+class Loop:
+    """One worker process."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        executor: Callable[[Callable[[], bool]], Executor],
+        lease: Callable[..., Lease],
+        options: Options,
+        *,
+        tidy: Callable[[], None] = lambda: None,
+        on_register: Callable[[int], None] = lambda _: None,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`executor(stopping)` and `lease(counters=, watch=)` make the parts that look back at the loop.
+
+        `tidy()` takes up what dead workers have left; it is called every other second.
+        """
+        self._queue = queue
+        self._options = options
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._tidy = tidy
+        self._on_register = on_register
+        self._signals = 0
+        self.done = self.failed = 0
+        self._executor = executor(lambda: self._signals > 0)
+        self._lease = lease(counters=self._counters, watch=self._watch)
+
+    def run(self) -> int:
+        """Work until told to stop or a limit is reached; the exit code."""
+        options = self._options
+        began = self._clock()
+        over = began + options.max_time * self._rng.uniform(1, 1.1) if options.max_time else float("inf")
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            if not self._lease.start(give_up=lambda: self._signals > 0):
+                return EXIT_OK
+            emit("worker.start", queues=",".join(options.queues), pid=os.getpid())
+            reason, code = self._work(over)
+            emit("worker.stop", reason=reason, done=self.done, failed=self.failed)
+            return code
+        finally:
+            self._lease.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _work(self, over: float) -> tuple[str, int]:
+        options = self._options
+        after: UUID | None = None
+        empty = 0
+        tidy_at = float("-inf")
+        while True:
+            if self._signals:
+                return "signal", EXIT_OK
+            now = self._clock()
+            if now >= over:
+                return "max-time", EXIT_OK
+            if options.max_tasks and self.done + self.failed >= options.max_tasks:
+                return "max-tasks", EXIT_OK
+            if rss_mb() >= options.memory:
+                return "memory", EXIT_MEMORY
+            self._on_register(self._lease.worker)
+            try:
+                if now >= tidy_at:
+                    self._tidy()
+                    tidy_at = now + TIDY * self._rng.uniform(0.8, 1.2)
+                batch = self._queue.claim(options.queues, self._lease.worker, limit=self._limit(), after=after)
+                if batch:
+                    tally = self._executor.execute(batch)
+                    self.done += tally.done
+                    self.failed += tally.failed
+            except AWAY as error:
+                emit("database.wait", level="warning", reason=str(error).strip())
+                self._sleep(self._rng.uniform(0.1, 1))
+                continue
+            if batch:
+                empty = 0
+                after = batch.first.account_id
+                if options.once:
+                    return "once", EXIT_OK
+                continue
+            empty += 1
+            if empty == 1:
+                # A claim under way at the same rows may be about to commit.
+                time.sleep(self._rng.uniform(0, _CONTENDED))
+                continue
+            if options.once or options.stop_when_empty:
+                return "empty", EXIT_OK
+            self._sleep(options.sleep * self._rng.uniform(0.9, 1.1))
+            empty = 0
+
+    def _limit(self) -> int:
+        options = self._options
+        if not options.max_tasks:
+            return options.batch
+        return max(1, min(options.batch, options.max_tasks - self.done - self.failed))
+
+    def _sleep(self, seconds: float) -> None:
+        try:
+            self._lease.wake.get(timeout=seconds)
+            while True:
+                self._lease.wake.get_nowait()
+        except stdlib_queue.Empty:
+            pass
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first asks to finish the batch, a second one hands it back at once."""
+        self._signals += 1
+        self._lease.wake.put("signal")
+        if self._signals > 1:
+            self._executor.interrupt()
+
+    def _counters(self) -> dict[str, int]:
+        return {"done": self.done, "failed": self.failed}
+
+    def _watch(self) -> None:
+        """Called every second from the lease's thread: replace a process whose batch cannot be interrupted."""
+        if self._clock() > self._executor.deadline + GRACE:
+            emit("worker.hung", level="error", pid=os.getpid(), seconds=GRACE)
+            os._exit(EXIT_HUNG)

@@ -1,0 +1,1 @@
+"""Synchronisation: what is read from main, and how it becomes the same thing in a child."""
