@@ -1,0 +1,83 @@
+"""What the commands share: the settings, the app, output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from worker import __version__, telemetry
+from worker.app import App
+from worker.errors import ConfigError
+from worker.settings import Settings
+
+_env_file: Path | None = None
+
+
+def root(
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--env-file", help="File with NAME=value settings; default $MOYSKLAD_WORKER_ENV.", dir_okay=False
+        ),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Keeps the goods of MoySklad child accounts equal to their main account."""
+    global _env_file
+    if version:
+        out(__version__)
+        raise typer.Exit
+    _env_file = env_file
+
+
+def settings() -> Settings:
+    """The settings of this command. Raises ConfigError."""
+    return Settings.from_env(env_file=_env_file)
+
+
+def open_app(*, console: bool = False) -> App:
+    """The wired app on a database whose schema fits; events go to LOG_DIR, with `console` also to stderr."""
+    current = settings()
+    try:
+        telemetry.configure(current, console=console)
+    except OSError as error:
+        raise ConfigError(f"LOG_DIR {current.LOG_DIR} cannot be written: {error.strerror}") from None
+    app = App(current)
+    try:
+        app.require_schema()
+    except BaseException:
+        app.close()
+        raise
+    return app
+
+
+def uuid(value: str) -> UUID:
+    """For arguments that are ids."""
+    try:
+        return UUID(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is not a UUID such as 8d0fa0a4-1d7c-11e4-8c21-0002a5d5c51b") from None
+
+
+def out(text: str) -> None:
+    """A line of the answer."""
+    sys.stdout.write(text + "\n")
+
+
+def out_json(value: Any) -> None:
+    """The answer as one line of JSON."""
+    out(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def err(text: str) -> None:
+    """A line of why not."""
+    sys.stderr.write(text + "\n")
+
+
+Id = Annotated[UUID, typer.Argument(parser=uuid, metavar="UUID")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in one line of JSON.")]
