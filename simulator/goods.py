@@ -192,7 +192,7 @@ def create(account: Account, body: Json, key: str | None = None) -> Entity:
         "files": {"meta": collection_meta(f"/entity/product/{key}/files", "files")},
     }
     entity = Entity("product", key, data)
-    _check_packs(values, data)
+    _check_packs(values)
     if "barcodes" not in body and account.fill_ean13:  # md/dictionaries/_assortment.md "barcodeRules"
         values["barcodes"] = [{"ean13": random_ean13(account.random)}]
     _store(account, entity, values)
@@ -207,7 +207,6 @@ def update(account: Account, entity: Entity, body: Json) -> Entity:
     if sync_id is not None and sync_id != entity.data.get("syncId"):
         raise ApiError(1047, parameter="syncId")
     _check_code(account, values, entity)
-    _check_packs(values, entity.data)
     account.unindex(entity)
     _store(account, entity, values)
     account.index(entity)
@@ -228,13 +227,13 @@ def _check_code(account: Account, values: Json, entity: Entity | None) -> None:
             raise ApiError(3006, "code", parameter="code")
 
 
-def _check_packs(values: Json, data: Json) -> None:
-    """A pack is counted in another unit than the product itself (md/dictionaries/_product.md "Упаковки")."""
-    if "packs" not in values and "uom" not in values:
-        return
-    uom = values["uom"] if "uom" in values else data.get("uom")
-    packs = values["packs"] if "packs" in values else data.get("packs")
-    for pack in packs or []:
+def _check_packs(values: Json) -> None:
+    """A pack is counted in another unit than the product itself (md/dictionaries/_product.md "Упаковки").
+
+    Creates are held to that; a change is not, since the same page shows one that breaks it.
+    """
+    uom = values.get("uom")
+    for pack in values.get("packs") or []:
         if uom is not None and pack["uom"] is uom:
             reason = "единица измерения упаковки совпадает с единицей измерения товара"
             raise ApiError(3034, "packs", tail(uom), reason, parameter="packs")

@@ -279,9 +279,6 @@ def test_pack_rules(main):
     assert codes(uom=box, quantity=0) == [3003]
     assert codes(uom=box, quantity=2, barcodes=[{"ean8": "1"}, {"ean8": "2"}]) == [3036]
 
-    made = main.post("/entity/product", {"name": "x", "uom": piece, "packs": [{"uom": box, "quantity": 2}]})
-    assert main.ask("PUT", f"/entity/product/{made['id']}", {"uom": box}).codes == [3034]
-
 
 def test_ean13_is_filled_in_where_the_account_wants_it(open_account):
     """Only if `barcodes` is left out; the number is valid, and the same on every run."""

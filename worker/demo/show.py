@@ -9,9 +9,11 @@ import time
 from typing import Any
 
 import requests
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from worker.demo.stage import Stage, peak_rss_mb
 
@@ -76,15 +78,10 @@ def press(stage: Stage, console: Console | None = None) -> dict[str, Any]:
 
 
 def _watch(stage: Stage, id: str, console: Console | None, peaks: dict[int, int]) -> dict[str, Any]:
-    with Progress(
-        TextColumn("  [bold]{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(),
-        console=console or Console(quiet=True),
-    ) as progress:
-        bar = progress.add_task("Sync All", total=stage.products * len(stage.children), told="")
-        until = time.monotonic() + _GIVE_UP
+    bar = Progress(TextColumn("  [bold]Sync All"), BarColumn(None), TaskProgressColumn(), TimeElapsedColumn())
+    tasks = bar.add_task("", total=None)
+    until = time.monotonic() + _GIVE_UP
+    with Live(bar, console=console or Console(quiet=True), refresh_per_second=8) as live:
         while time.monotonic() < until:
             for pid in stage.worker_pids():
                 peaks[pid] = max(peaks.get(pid, 0), peak_rss_mb(pid))
@@ -94,31 +91,41 @@ def _watch(stage: Stage, id: str, console: Console | None, peaks: dict[int, int]
             except requests.RequestException:
                 time.sleep(0.5)
                 continue
-            counts = row["counts"]
-            told = (
-                f"{counts['pending']} pending  {counts['processing']} processing  {counts['completed']} completed  "
-                f"{counts['failed']} failed  |  {ledger['requests']} requests  {ledger['units']} units  "
-                f"{ledger['responses_429']} × 429"
-            )
-            planned = sum(counts[name] for name in ("pending", "processing", "completed", "failed"))
-            progress.update(bar, completed=counts["completed"] + counts["failed"], told=told, total=max(planned, 1))
+            counts = {name: row["counts"][name] for name in ("pending", "processing", "completed", "failed")}
+            done = counts["completed"] + counts["failed"]
+            # Before the goods are planned nobody knows how many tasks there will be.
+            planned = done + counts["pending"] + counts["processing"]
+            bar.update(tasks, completed=done, total=planned if planned > len(stage.children) + 1 else None)
+            told = "  ".join(f"{number:,} {name}" for name, number in counts.items())
+            asked = f"{ledger['requests']} requests  {ledger['units']} units  {ledger['responses_429']} × 429"
+            live.update(Group(bar, Text(f"  {told}"), Text(f"  {asked}")))
             if row["finished_at"]:
+                bar.update(tasks, completed=max(done, 1), total=max(done, 1))
                 return row
             time.sleep(0.2)
     raise TimeoutError(f"run {id} has not ended after {_GIVE_UP:.0f} s")
 
 
 def _summary(console: Console, report: dict[str, Any], title: str) -> None:
-    table = Table(title=f"{title}: {report['products']:,} goods to {report['children']} children")
-    for name in ("seconds", "requests", "writes", "units", "429s", "most units in 3 s", "peak MB of a worker"):
-        table.add_column(name, justify="right")
-    names = ("seconds", "requests", "writes", "units", "responses_429", "max_units_3s", "peak_rss_mb")
-    table.add_row(*(str(report[name]) for name in names))
+    console.print(f"\n  [bold]{title}[/bold]: {report['products']:,} goods to {report['children']} children")
+    table = Table.grid(padding=(0, 2))
+    told = {
+        "seconds": f"{report['seconds']}",
+        "requests": f"{report['requests']}, of them {report['writes']} writes",
+        "units": f"{report['units']}, at most {report['max_units_3s']} in any 3 s (allowed 45)",
+        "429s": f"{report['responses_429']}",
+        "memory": f"{report['peak_rss_mb']} MB at most in a worker",
+    }
+    for name, value in told.items():
+        table.add_row(f"  {name}", value)
     console.print(table)
     wrong = {name: report[name] for name in ("missing", "extra", "different", "duplicates", "failed")}
-    told = ", ".join(f"{number} {name}" for name, number in wrong.items())
-    equal = not any(wrong.values())
-    console.print(f"  {'[green]every child equals main' if equal else '[red]children differ'}[/]: {told}")
+    if any(wrong.values()):
+        console.print(f"  [red]children differ:[/red] {', '.join(f'{n} {name}' for name, n in wrong.items())}\n")
+    else:
+        console.print(
+            "  [green]every child equals main[/green]: nothing missing, extra, different, doubled, failed\n"
+        )
 
 
 def _until_interrupted() -> None:
