@@ -63,6 +63,10 @@ def server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="moysklad-test-", ignore_cleanup_errors=True) as folder:
         embedded = EmbeddedPostgres(Path(folder))
         embedded.start()
+        with psycopg.connect(embedded.url(), autocommit=True) as conn:
+            # Nothing here outlives the session; a database for each test is then made three times as fast.
+            conn.execute("alter system set fsync = off")
+            conn.execute("select pg_reload_conf()")
         try:
             yield Server(embedded.url, embedded)
         finally:

@@ -55,6 +55,11 @@ class Database:
             "row_factory": dict_row,
             "connect_timeout": max(2, int(connect_timeout)),
             "application_name": "moysklad-worker",
+            # A host that vanished without a word is noticed within half a minute.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 25_000,
         }
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             url,

@@ -17,10 +17,12 @@ from worker.accounts import Accounts
 from worker.db import AWAY, Connection, Database, patiently
 from worker.errors import (
     Interrupted,
+    NotFound,
     Permanent,
     RateLimited,
     Retryable,
     Skipped,
+    TaskError,
     TimedOut,
     Unauthorized,
 )
@@ -107,7 +109,8 @@ class Executor:
         self._rng = rng or random.Random()
         self._clock = clock
         self.deadline = float("inf")
-        """When the running batch's time is over, on `clock`; read by the watchdog."""
+        """When the running handler's time is over, on `clock`; read by the watchdog. Recording has none: it waits
+        for PostgreSQL."""
         self._inside = False
         self._hurry = False
 
@@ -117,22 +120,18 @@ class Executor:
         first = batch.first
         with context(account=first.account_id, kind=f"{first.entity_type}/{first.operation}", run=first.run_id):
             began = self._clock()
-            self.deadline = began + self._timeout if self._timeout else float("inf")
-            try:
-                self._work(batch, tally)
-            finally:
-                self.deadline = float("inf")
+            self._work(batch, tally, began + self._timeout if self._timeout else float("inf"))
             emit("batch.end", tasks=len(batch.tasks), seconds=self._clock() - began, **dict[str, Any](tally.counts))
         self._finish_runs(batch)
         return tally
 
-    def _work(self, batch: Batch, tally: Tally) -> None:
+    def _work(self, batch: Batch, tally: Tally, until: float) -> None:
         left = {task.id: task for task in batch.tasks}
         ctx = Context(
             self._db,
             self._queue,
             self._accounts,
-            lambda account: self._client(account, self.deadline),
+            lambda account: self._client(account, until),
             self._stopping,
         )
         work: Iterator[Settlement] | None = None
@@ -140,15 +139,21 @@ class Executor:
             try:
                 if self._stopping():
                     raise Interrupted("the worker is stopping")
-                with self._interruptible(), _time_limit(self.deadline - self._clock()):
+                with self._interruptible(until), _time_limit(until - self._clock()):
                     if work is None:
                         work = self._handler(batch)(ctx, batch.tasks)
                     settlement = next(work, None)
                 if settlement is None:
                     raise Retryable("the handler ended without an outcome for this task")
+            except (Exception, Interrupted) as error:
+                settlement = self._ending(error, list(left.values()))
+            try:
+                self._settle(self._bounded(settlement), tally)
+            except AWAY:
+                raise
             except Exception as error:
-                settlement = Settlement([Ended(task, self.classify(error, task)) for task in left.values()])
-            self._settle(self._bounded(settlement), tally)
+                settlement = self._ending(error, [ended.task for ended in settlement.ended])
+                self._settle(settlement, tally)
             for ended in settlement.ended:
                 left.pop(ended.task.id, None)
 
@@ -160,12 +165,14 @@ class Executor:
             raise Interrupted("told to stop at once")
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        self._inside = True
+    def _interruptible(self, until: float) -> Iterator[None]:
         try:
+            self._inside = True
+            self.deadline = until
             yield
         finally:
             self._inside = False
+            self.deadline = float("inf")
 
     def _handler(self, batch: Batch) -> Handler:
         handler = self._handlers.get(batch.kind)
@@ -173,18 +180,28 @@ class Executor:
             raise Permanent(f"this release does not know tasks of kind {'/'.join(batch.kind)}")
         return handler
 
-    def classify(self, error: Exception, task: Task) -> Outcome:
+    def _ending(self, error: BaseException, tasks: Sequence[Task]) -> Settlement:
+        """The same end for all these tasks of one account, which is closed when it cannot send now."""
+        account, give_up = tasks[0].account_id, lambda: self._hurry
+        match error:
+            case RateLimited():
+                patiently(lambda: self._accounts.pause(account, error.wait, str(error)), give_up=give_up)
+            case Unauthorized():
+                patiently(lambda: self._accounts.park(account, str(error)), give_up=give_up)
+            case _ if not isinstance(error, (TaskError, Interrupted, NotFound, *AWAY)):
+                emit("task.crash", level="error", error=error, task=tasks[0].id, tasks=len(tasks))
+        return Settlement([Ended(task, self.classify(error, task)) for task in tasks])
+
+    def classify(self, error: BaseException, task: Task) -> Outcome:
         """The one place where an error becomes an outcome."""
         match error:
             case RateLimited():
-                self._accounts.pause(task.account_id, error.wait, str(error))
                 return Snooze(error.wait, str(error))
             case Unauthorized():
-                self._accounts.park(task.account_id, str(error))
                 return Snooze(0, str(error))
             case Skipped():
                 return Complete("skipped", str(error))
-            case Permanent():
+            case Permanent() | NotFound():
                 return Fail(str(error))
             case TimedOut():
                 return self._again(task, f"ran longer than its time limit of {self._timeout:g} s")
@@ -195,7 +212,6 @@ class Executor:
             case _ if isinstance(error, AWAY):
                 return Snooze(_DATABASE_WAIT, f"PostgreSQL was away: {error}")
             case _:
-                emit("task.crash", level="error", error=error, task=task.id)
                 return self._again(task, f"{type(error).__name__}: {error}")
 
     def _bounded(self, settlement: Settlement) -> Settlement:
@@ -210,7 +226,7 @@ class Executor:
         tries = task.max_attempts or self._tries
         if tries and task.attempts >= tries:
             return Fail(f"gave up after {task.attempts} tries: {error}")
-        delay = min(2.0**task.attempts, MAX_DELAY) * self._rng.uniform(0.5, 1.5)
+        delay = min(2.0 ** min(task.attempts, 10), MAX_DELAY) * self._rng.uniform(0.5, 1.5)
         return Retry(error, delay)
 
     def _settle(self, settlement: Settlement, tally: Tally) -> None:

@@ -80,8 +80,10 @@ class Lease:
                 with self._db.connect() as conn:
                     self._live(conn)
                 return
-            except AWAY as error:
-                emit("lease.lost", level="warning", reason=str(error).strip())
+            except Exception as error:  # whatever it is, a worker without a lease would be taken for dead
+                away = isinstance(error, AWAY)
+                level = "warning" if away else "error"
+                emit("lease.lost", level=level, error=None if away else error, reason=str(error).strip())
                 self._watch()
                 self._over.wait(patience)
                 patience = min(patience * 2, 1)
@@ -104,14 +106,19 @@ class Lease:
         fetch(conn, "unregister_worker", worker=self.worker)
 
     def _register(self, conn: Connection) -> None:
-        """Come back under the old id if nobody buried it, else under a new one."""
+        """Come back under the old id if nobody buried it and its lock is free, else under a new one."""
         with conn.transaction():
-            if not self.worker or fetch_one(conn, "heartbeat", **self._beat()) is None:
-                row = fetch_one(conn, "register_worker", **self._who, lease=self._seconds)
-                assert row is not None
-                self.worker = row["id"]
-                emit("worker.register", worker=self.worker, name=self._who["name"])
-            fetch_one(conn, "hold_worker", lock_class=LOCK_CLASS, worker=self.worker)
+            if self.worker and fetch_one(conn, "heartbeat", **self._beat()) and self._hold(conn, self.worker):
+                return
+            row = fetch_one(conn, "register_worker", **self._who, lease=self._seconds)
+            assert row is not None
+            self._hold(conn, row["id"])
+        self.worker = row["id"]
+        emit("worker.register", worker=self.worker, name=self._who["name"])
+
+    def _hold(self, conn: Connection, worker: int) -> bool:
+        row = fetch_one(conn, "hold_worker", lock_class=LOCK_CLASS, worker=worker)
+        return bool(row and row["held"])
 
     def _beat(self) -> dict[str, Any]:
         return {"worker": self.worker, "lease": self._seconds, "rss_mb": rss_mb(), **self._counters()}

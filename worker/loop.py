@@ -108,6 +108,7 @@ class Loop:
         after: UUID | None = None
         empty = 0
         tidy_at = float("-inf")
+        worked = False
         while True:
             if self._signals:
                 return "signal", EXIT_OK
@@ -116,7 +117,7 @@ class Loop:
                 return "max-time", EXIT_OK
             if options.max_tasks and self.done + self.failed >= options.max_tasks:
                 return "max-tasks", EXIT_OK
-            if rss_mb() >= options.memory:
+            if worked and rss_mb() >= options.memory:
                 return "memory", EXIT_MEMORY
             self._on_register(self._lease.worker)
             try:
@@ -125,6 +126,7 @@ class Loop:
                     tidy_at = now + TIDY * self._rng.uniform(0.8, 1.2)
                 batch = self._queue.claim(options.queues, self._lease.worker, limit=self._limit(), after=after)
                 if batch:
+                    worked = True
                     tally = self._executor.execute(batch)
                     self.done += tally.done
                     self.failed += tally.failed
@@ -145,7 +147,7 @@ class Loop:
                 continue
             if options.once or options.stop_when_empty:
                 return "empty", EXIT_OK
-            self._sleep(options.sleep * self._rng.uniform(0.9, 1.1))
+            self._sleep(min(options.sleep * self._rng.uniform(0.9, 1.1), max(0, over - self._clock())))
             empty = 0
 
     def _limit(self) -> int:

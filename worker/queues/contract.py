@@ -58,7 +58,7 @@ class Queue(Protocol):
         ...
 
     def retry(self, ended: Sequence[tuple[Task, Retry]], within: Connection, *, now: datetime | None = None) -> None:
-        """Put claims back for a later attempt; `delay` None means at once."""
+        """Put claims back for a later attempt, `delay` seconds from now."""
         ...
 
     def snooze(
@@ -85,6 +85,10 @@ class Queue(Protocol):
 
     def stats(self, *, now: datetime | None = None) -> list[dict[str, Any]]:
         """Rows of queue, account_id, status, tasks, oldest_seconds (of the oldest due pending one)."""
+        ...
+
+    def oldest(self, *, now: datetime | None = None) -> float | None:
+        """Seconds the oldest due pending task has waited; None when none is due. Cheap."""
         ...
 
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:

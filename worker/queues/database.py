@@ -50,6 +50,7 @@ class DatabaseQueue:
         self._clock = clock
         self._names: list[str] = []
         self._names_until = float("-inf")
+        self._unanswered: set[int] = set()
 
     def enqueue(
         self, tasks: Iterable[NewTask], *, within: Connection | None = None, now: datetime | None = None
@@ -118,11 +119,16 @@ class DatabaseQueue:
         after: UUID | None = None,
         now: datetime | None = None,
     ) -> Batch | None:
+        if worker in self._unanswered:
+            self._hand_back(worker)
         names = resolve(queues, self._known(queues))
-        if not names:
-            return None
-        rows = self._db.fetch("claim", queues=names, worker=worker, limit=limit, after=after or _NOBODY, now=now)
+        self._unanswered.add(worker)
+        rows = names and self._db.fetch(
+            "claim", queues=names, worker=worker, limit=limit, after=after or _NOBODY, now=now
+        )
+        self._unanswered.discard(worker)
         if not rows:
+            self._names_until = float("-inf")  # perhaps in a queue that is new: the next look asks anew
             return None
         tasks = tuple(sorted((Task(**row) for row in rows), key=lambda task: (-task.priority, task.id)))
         emit(
@@ -133,6 +139,12 @@ class DatabaseQueue:
             waited=max(task.waited for task in tasks),
         )
         return Batch(tasks, self._clock())
+
+    def _hand_back(self, worker: int) -> None:
+        """Release what a claim took whose answer never came: the server was gone after its commit."""
+        with self._db.transaction() as conn:
+            _put_back(conn, "release", ids=[row["id"] for row in fetch(conn, "held", worker=worker)])
+        self._unanswered.discard(worker)
 
     def _known(self, queues: Sequence[str]) -> list[str]:
         if any("*" in name for name in queues) and self._clock() >= self._names_until:
@@ -223,12 +235,16 @@ class DatabaseQueue:
     def stats(self, *, now: datetime | None = None) -> list[dict[str, Any]]:
         return self._db.fetch("stats", now=now)
 
+    def oldest(self, *, now: datetime | None = None) -> float | None:
+        seconds: float | None = self._db.fetch("oldest", now=now)[0]["seconds"]
+        return seconds
+
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         return list(self._db.fetch("peek", status=status, account_id=account_id, limit=limit))
 
     def retry_failed(self, *, ids: Sequence[int] | None = None, account_id: UUID | None = None) -> int:
         with self._db.transaction() as conn:
-            rows = fetch(conn, "retry_failed", ids=None if ids is None else list(ids), account_id=account_id)
+            rows = _put_back(conn, "retry_failed", ids=None if ids is None else list(ids), account_id=account_id)
             fetch(conn, "wake", queues=sorted({row["queue"] for row in rows}))
         emit("task.retry_failed", tasks=len(rows))
         return len(rows)
@@ -253,7 +269,7 @@ def _ids(ended: Sequence[tuple[Task, Any]]) -> list[int]:
 
 
 def _put_back(conn: Connection, name: str, **params: Any) -> list[dict[str, Any]]:
-    """Run a transition back to pending; again, when a twin was enqueued between its look and its write."""
+    """Run a transition back to pending; again, when a twin appeared between its look and its write."""
     while True:
         step: AbstractContextManager[object] = conn.transaction()
         try:

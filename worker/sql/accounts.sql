@@ -35,10 +35,10 @@ select id from gone;
 update accounts set parked_until = %(until)s, parked_reason = %(reason)s where id = %(id)s;
 
 -- name: pause_account
--- The same for a short wait, given as a duration; never shortens what is set.
+-- The same for a short wait, given as a duration; what is set for longer stays, with its reason.
 update accounts
-set parked_until = greatest(parked_until, now() + %(wait)s * interval '1 second'), parked_reason = %(reason)s
-where id = %(id)s;
+set parked_until = now() + %(wait)s * interval '1 second', parked_reason = %(reason)s
+where id = %(id)s and coalesce(parked_until < now() + %(wait)s * interval '1 second', true);
 
 -- name: link
 -- Child receives from main, with these settings; changed settings make everything be sent anew.

@@ -18,11 +18,12 @@ do update set priority = greatest(sync_queue.priority, excluded.priority),
 returning id, xmax = 0 as added;
 
 -- name: create_incoming
--- Where COPY puts a bulk before it coalesces.
-create temporary table incoming (
+-- Where COPY puts a bulk before it coalesces; a transaction may bring several.
+create temporary table if not exists incoming (
     n bigint, queue text, account_id uuid, entity_type text, entity_id text, operation text, priority integer,
     payload jsonb, run_id uuid, max_attempts integer, scheduled_at timestamptz
 ) on commit drop;
+truncate incoming;
 
 -- name: copy_incoming
 -- The bulk itself.
@@ -144,6 +145,10 @@ where q.status = 'processing' and q.worker = %(worker)s
 order by q.id
 for update of q;
 
+-- name: held
+-- What a worker holds.
+select id from sync_queue where status = 'processing' and worker = %(worker)s for update;
+
 -- name: complete
 -- Ends claims with success; says what was done and why.
 update sync_queue q
@@ -253,7 +258,8 @@ where id = any(array(
 -- name: retry_failed
 -- Gives failed tasks a new set of attempts, except where the same thing is pending already.
 update sync_queue q
-set status = 'pending', attempts = 0, rescues = 0, result = null, completed_at = null, scheduled_at = now(), updated_at = now()
+set status = 'pending', attempts = 0, rescues = 0, result = null, completed_at = null, scheduled_at = now(),
+    updated_at = now()
 where q.id = any(array(
     select distinct on (account_id, entity_type, entity_id, operation) id
     from sync_queue f
@@ -275,6 +281,11 @@ select queue, account_id, status, count(*) as tasks,
 from sync_queue
 group by queue, account_id, status
 order by queue, account_id, status;
+
+-- name: oldest
+-- How long the oldest due pending task has waited; reads pending rows only, so it may be asked often.
+select extract(epoch from coalesce(%(now)s, now()) - min(scheduled_at))::float as seconds
+from sync_queue where status = 'pending' and scheduled_at <= coalesce(%(now)s, now());
 
 -- name: peek
 -- The newest tasks of a status, whole rows.
