@@ -184,9 +184,12 @@ class Accounts:
         raise NotFound(f"account {child} does not receive from {main}; `accounts link {main} {child}` would make it")
 
     def _seal(self, token: str) -> str:
-        if not token.strip():
+        token = token.strip()
+        if not token:
             raise ConfigError("the token is empty")
-        return self._fernet.encrypt(token.strip().encode()).decode()
+        if not (token.isascii() and token.isprintable()):
+            raise ConfigError("the token has characters that no token has: copy it anew, as plain text")
+        return self._fernet.encrypt(token.encode()).decode()
 
 
 def _link(row: dict[str, Any]) -> Link:

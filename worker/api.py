@@ -47,13 +47,7 @@ OPEN = frozenset({"/", "/health"})
 _AWAY = "PostgreSQL does not answer; ask again in a few seconds, /health tells when it is back"
 _ALIEN = "the database's schema does not fit this release: run `moysklad-worker migrate`"
 _UNAVAILABLE: tuple[type[Exception], ...] = (*AWAY, UndefinedTable, UndefinedColumn, SchemaMismatch)
-_ERRORS: tuple[type[Exception], ...] = (
-    WorkerError,
-    *_UNAVAILABLE,
-    RequestValidationError,
-    HTTPException,
-    Exception,
-)
+_ERRORS: tuple[type[Exception], ...] = (WorkerError, *_UNAVAILABLE, RequestValidationError, HTTPException)
 _PROBLEM = ("account_id", "entity_type", "entity_id", "operation", "status", "result", "attempts", "error")
 
 AccountId = Annotated[UUID, InPath(alias="accountId", description="A main account (all its children) or a child.")]
@@ -81,17 +75,10 @@ def create_api(app: App) -> FastAPI:
         """Whether the service can work: 200, or 503 with the reason."""
         try:
             app.require_schema()
-            seen = app.monitor.snapshot(failures=0)
+            return {"status": "ok", "schema": migrations()[-1][0], **app.monitor.pulse()}
         except _UNAVAILABLE as error:
             response.status_code, reason = _explain(error)
             return {"status": "unavailable", "reason": reason}
-        oldest = [queue["oldest_seconds"] for queue in seen["queues"] if queue["oldest_seconds"] is not None]
-        return {
-            "status": "ok",
-            "schema": migrations()[-1][0],
-            "workers": len(seen["workers"]),
-            "oldest_seconds": max(oldest, default=None),
-        }
 
     @api.post("/api/sync/{accountId}/products/all", status_code=202)
     def sync_all(account: AccountId, response: Response) -> Json:
@@ -132,7 +119,7 @@ def create_api(app: App) -> FastAPI:
 def serve(app: App, *, port_file: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT; the port file appears once connections are accepted.
 
-    Raises ConfigError when API_HOST and API_PORT cannot be listened on.
+    Raises ConfigError when API_HOST and API_PORT cannot be listened on, or the port file cannot be written.
     """
     config = uvicorn.Config(
         create_api(app),
@@ -149,11 +136,18 @@ def serve(app: App, *, port_file: Path | None = None) -> None:
         host, port = listener.getsockname()[:2]
         emit("api.start", host=host, port=port)
         if port_file is not None:
-            temporary = port_file.with_name(f"{port_file.name}.{os.getpid()}")
-            temporary.write_text(str(port))
-            temporary.replace(port_file)
+            _write(port_file, str(port))
         server.run(sockets=[listener])
         emit("api.stop", host=host, port=port)
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(file)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
 
 
 @contextmanager
@@ -161,7 +155,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that is none, such as `a..b`
         raise _cannot_listen(host, port, error) from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -173,8 +167,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
-    return ConfigError(f"cannot listen on API_HOST {host!r}, API_PORT {port}: {error.strerror}; choose others")
+def _cannot_listen(host: str, port: int, error: Exception) -> ConfigError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or "that is no host name"
+    return ConfigError(f"cannot listen on API_HOST {host!r}, API_PORT {port}: {reason}; choose others")
 
 
 @contextmanager
@@ -207,15 +202,28 @@ class _Gate:
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 headers["Cache-Control"] = "no-store"
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send_guarded)
+        try:
+            await (self._refusal(scope) or self._app)(scope, receive, send_guarded)
+        except Exception as error:
+            # Handled here and not by a handler for Exception: after such a one Starlette raises the error once
+            # more, and uvicorn would print it past our log and its redaction.
+            if begun:
+                raise
+            await _on_error(Request(scope), error)(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
@@ -305,7 +313,9 @@ def _error(status: int, sentence: str, headers: dict[str, str] | None = None) ->
 def _run(row: Json) -> Json:
     if row["finished_at"] is None:
         return row | {"status": "running"}
-    return row | {"status": "failed" if (row["counts"] or {}).get("failed") else "completed"}
+    counts = row["counts"] or {}
+    status = "failed" if counts.get("failed") else "waiting" if counts.get("pending") else "completed"
+    return row | {"status": status}
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import TracebackType
 from uuid import UUID
@@ -73,6 +73,17 @@ class App:
             requested_by=requested_by,
             priority=priority,
         )
+
+    def retry_failed(self, *, ids: Sequence[int] | None = None, account: UUID | None = None) -> int:
+        """Give failed tasks a new set of attempts, and have their runs be under way; how many tasks."""
+        number = self.queue.retry_failed(ids=ids, account_id=account)
+        self.runs.reopen()
+        return number
+
+    def set_token(self, account: UUID, token: str) -> None:
+        """Give an account a new token; what waited for it goes on. Raises NotFound."""
+        self.accounts.set_token(account, token)
+        self.runs.reopen()
 
     def tidy(self) -> None:
         """Take up what dead workers have left: their tasks, and runs they could not end."""

@@ -42,6 +42,10 @@ class Monitor:
             "unheard": [q["queue"] for q in queues if q["pending"] and not _heard(q["queue"], workers)],
         }
 
+    def pulse(self) -> dict[str, Any]:
+        """`workers` alive and `oldest_seconds`, the age of the oldest due pending task: cheap, for probes."""
+        return {"workers": len(self._db.fetch("workers")), "oldest_seconds": self._queue.oldest()}
+
     def absence(self, host: str, process: str = "", release: str = "") -> str | None:
         """Why no live worker of that host, of that name and release if given, can be found; None when one is."""
         here = [row for row in self._db.fetch("workers") if row["host"] == host]

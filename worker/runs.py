@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from psycopg.errors import UniqueViolation
+
 from worker.db import Connection, Database, fetch, fetch_one
 from worker.errors import NotFound
 from worker.telemetry import emit
@@ -65,6 +67,15 @@ class Runs:
         """The same for every unfinished run: what a killed worker could not do."""
         if ids := [row["id"] for row in self._db.fetch("open_runs")]:
             self.finish(ids)
+
+    def reopen(self) -> None:
+        """Have runs whose tasks were retried or un-parked be under way once more."""
+        try:
+            rows = self._db.fetch("reopen_runs")
+        except UniqueViolation:  # somebody pressed the button meanwhile: the newer run goes on in its place
+            return
+        for row in rows:
+            emit("run.reopen", run=row["id"])
 
     def due(self, now: datetime) -> list[tuple[UUID, UUID]]:
         """(main, child) of the links whose planned sync is due."""

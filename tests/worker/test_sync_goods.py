@@ -395,11 +395,32 @@ def test_refused_token_parks_the_account_and_a_new_one_lets_it_go_on(family: Fam
     assert "401" in parked[first]
     assert parked[second] is None
     family.simulator.control("POST", f"/accounts/{first}/tokens", add=[{"token": "fresh", "weight": 1}])
-    family.app.accounts.set_token(first, "fresh")
+    family.app.set_token(first, "fresh")
     family.work()
 
     assert family.difference(first) == EQUAL
     assert all(row["attempts"] == 1 for row in family.app.queue.peek("completed", account_id=first, limit=100))
+
+
+def test_a_parked_child_does_not_keep_the_others_from_syncing(family: Family) -> None:
+    """A run ends although one child waits for a new token; the next one brings the others what has changed."""
+    first, second = family.children
+    family.simulator.control("POST", f"/accounts/{first}/tokens", revoke=[family.tokens[first]])
+
+    run = family.sync()
+    assert run["finished_at"] is not None
+    assert run["counts"]["pending"] == 1
+    change(family, family.main, goods(family, family.main)[0], weight=7.25)
+    again = family.sync()
+
+    assert again["id"] != run["id"]
+    assert family.difference(second) == EQUAL
+    family.simulator.control("POST", f"/accounts/{first}/tokens", add=[{"token": "fresh", "weight": 1}])
+    family.app.set_token(first, "fresh")
+    assert family.app.runs.get(again["id"])["finished_at"] is None
+    family.work()
+    assert family.difference(first) == EQUAL
+    assert family.app.runs.get(again["id"])["counts"]["pending"] == 0
 
 
 def test_one_good_by_itself_is_searched_for_first(family: Family) -> None:
@@ -440,3 +461,22 @@ def test_unlinked_meanwhile_is_skipped_with_its_reason(family: Family) -> None:
 
     assert goods(family, child) == []
     assert "does not receive from" in family.app.runs.problems(run)[0]["error"]
+
+
+def test_a_task_nobody_can_read_fails_alone(family: Family) -> None:
+    """Neither a wrong id nor a wrong payload keeps the goods beside it from being sent."""
+    child = family.children[0]
+    family.sync(child)
+    row = goods(family, family.main)[0]
+    change(family, family.main, row, name="Новое имя")
+    tasks = [
+        NewTask(child, "product", "sync", SyncGoods(family.main), entity_id=id) for id in ("x", str(UUID(int=1)))
+    ]
+    family.app.queue.enqueue(tasks)
+    with family.app.db.connection() as conn:
+        conn.execute("""update sync_queue set payload = '{"main": 7}' where entity_id = %s""", [str(UUID(int=1))])
+
+    family.sync(child)
+
+    assert family.difference(child) == EQUAL
+    assert {row["entity_id"] for row in family.app.queue.peek("failed")} == {"x", str(UUID(int=1))}

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer import Option
 
 from worker.accounts import LinkSettings
-from worker.cli.common import AsJson, Id, open_app, out, out_json, uuid
+from worker.cli.common import AsJson, Id, console, open_app, out, out_json, uuid
 from worker.errors import ConfigError
+from worker.monitor import parked_reason
 
 group = typer.Typer(help="Accounts, their tokens and links.", no_args_is_help=True)
 
@@ -50,7 +50,7 @@ def token(id: Id, token_file: TokenFile) -> None:
     """Give an account a new token; one that was parked for its old token works again."""
     value = _token(token_file)
     with open_app() as app:
-        app.accounts.set_token(id, value)
+        app.set_token(id, value)
     out(f"account {id} has a new token")
 
 
@@ -89,9 +89,10 @@ def list_(json: AsJson = False) -> None:
     table = Table("id", "name", "role", "token of", "linked to", "parked")
     for row in rows:
         linked = [str(other) for other in (*row["children"], *row["mains"])]
-        parked = f"until {row['parked_until']:%F %T}: {row['parked_reason']}" if row["parked_until"] else ""
+        reason = parked_reason(row)
+        parked = f"until {row['parked_until']:%F %T}: {reason}" if reason else ""
         table.add_row(str(row["id"]), row["name"], row["role"], row["auth"], "\n".join(linked), parked)
-    Console().print(table)
+    console().print(table)
 
 
 @group.command()
@@ -112,6 +113,8 @@ def _token(file: Path) -> str:
         text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
     except OSError as error:
         raise ConfigError(f"token file {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"token file {file} is no text") from None
     if not text.strip():
         raise ConfigError(f"token file {file} is empty")
     return text.strip()

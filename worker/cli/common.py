@@ -9,13 +9,21 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
+from rich.console import Console
 
 from worker import __version__, telemetry
 from worker.app import App
+from worker.db import patiently
 from worker.errors import ConfigError
 from worker.settings import Settings
 
 _env_file: Path | None = None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out(__version__)
+        raise typer.Exit
 
 
 def root(
@@ -25,13 +33,12 @@ def root(
             "--env-file", help="File with NAME=value settings; default $MOYSKLAD_WORKER_ENV.", dir_okay=False
         ),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Keeps the goods of MoySklad child accounts equal to their main account."""
     global _env_file
-    if version:
-        out(__version__)
-        raise typer.Exit
     _env_file = env_file
 
 
@@ -40,8 +47,11 @@ def settings() -> Settings:
     return Settings.from_env(env_file=_env_file)
 
 
-def open_app(*, console: bool = False) -> App:
-    """The wired app on a database whose schema fits; events go to LOG_DIR, with `console` also to stderr."""
+def open_app(*, console: bool = False, patient: bool = False) -> App:
+    """The wired app on a database whose schema fits; events go to LOG_DIR, with `console` also to stderr.
+
+    `patient` waits for a PostgreSQL that is away, as a process under Supervisor should.
+    """
     current = settings()
     try:
         telemetry.configure(current, console=console)
@@ -49,7 +59,10 @@ def open_app(*, console: bool = False) -> App:
         raise ConfigError(f"LOG_DIR {current.LOG_DIR} cannot be written: {error.strerror}") from None
     app = App(current)
     try:
-        app.require_schema()
+        if patient:
+            patiently(app.require_schema)
+        else:
+            app.require_schema()
     except BaseException:
         app.close()
         raise
@@ -72,6 +85,11 @@ def out(text: str) -> None:
 def out_json(value: Any) -> None:
     """The answer as one line of JSON."""
     out(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def console() -> Console:
+    """Where tables are drawn; names and errors are shown as they are, brackets and colons included."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def err(text: str) -> None:

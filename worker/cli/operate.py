@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from typer import Option
 
-from worker.cli.common import AsJson, Id, open_app, out, out_json, uuid
+from worker.cli.common import AsJson, Id, console, open_app, out, out_json, uuid
 from worker.errors import ConfigError
 from worker.task import KINDS, NewTask, Priority, decode
 
@@ -27,7 +27,7 @@ def register(cli: typer.Typer) -> None:
 
 def sync(
     account: Id,
-    wait: Annotated[bool, Option("--wait", help="Wait for the end; exit code 1 when something failed.")] = False,
+    wait: Annotated[bool, Option("--wait", help="Wait for the end; exit code 1 unless everything was done.")] = False,
     json: AsJson = False,
 ) -> None:
     """Sync all goods: of a main account to all its children, of a child from its main."""
@@ -46,7 +46,9 @@ def sync(
         out(_counted(row["counts"]))
         for problem in problems:
             out(f"{problem['status']} {problem['entity_type']} {problem['entity_id']}: {problem['error']}")
-    raise typer.Exit(1 if wait and row["counts"]["failed"] else 0)
+        if row["counts"]["pending"]:
+            out("what is pending waits for an account that is parked; `monitor` says why")
+    raise typer.Exit(1 if wait and (row["counts"]["failed"] or row["counts"]["pending"]) else 0)
 
 
 def runs(
@@ -70,10 +72,10 @@ def runs(
             str(row["id"]), str(row["account_id"]), row["requested_by"], f"{row['created_at']:%F %T}",
             f"{row['finished_at']:%T}" if row["finished_at"] else "under way", _counted(row["counts"]),
         )  # fmt: skip
-    console = Console()
-    console.print(table)
+    screen = console()
+    screen.print(table)
     for problem in problems:
-        console.print(f"{problem['status']} {problem['entity_type']} {problem['entity_id']}: {problem['error']}")
+        screen.print(f"{problem['status']} {problem['entity_type']} {problem['entity_id']}: {problem['error']}")
 
 
 def enqueue(
@@ -95,6 +97,8 @@ def enqueue(
         raise ConfigError(f"--payload is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError("--payload must be a JSON object")
+    if operation == "sync" and not _is_uuid(entity_id):
+        raise ConfigError(f"--entity must be the UUID of one of main's goods, not {entity_id!r}")
     task = NewTask(
         account, entity_type, operation, decode(entity_type, operation, values),
         entity_id=entity_id, priority=priority, scheduled_at=at.astimezone() if at else None,
@@ -117,9 +121,9 @@ def monitor(
             if json:
                 out_json(snapshot)
             else:
-                Console().print(_picture(snapshot))
+                console().print(_picture(snapshot))
             return
-        with Live(_picture(app.monitor.snapshot()), auto_refresh=False, screen=False) as live:
+        with Live(_picture(app.monitor.snapshot()), console=console(), auto_refresh=False, screen=False) as live:
             try:
                 while True:
                     time.sleep(interval)
@@ -143,8 +147,16 @@ def retry(
         except ValueError:
             raise ConfigError(f"task ids are numbers, not {' '.join(words)!r}; `monitor` shows them") from None
     with open_app() as app:
-        number = app.queue.retry_failed(ids=ids, account_id=account)
+        number = app.retry_failed(ids=ids, account=account)
     out(f"{number} failed tasks are pending again")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _counted(counts: dict[str, int] | None) -> str:

@@ -52,7 +52,7 @@ def work(
     if not queues:
         raise ConfigError("--queue names no queue")
     options = Options(queues, sleep, tries, max_time, timeout, batch, max_tasks, memory, once, stop_when_empty)
-    with open_app(console=not quiet) as app:
+    with open_app(console=not quiet, patient=True) as app:
         code = app.worker(options, name=name).run()
     raise typer.Exit(code)
 
@@ -76,7 +76,7 @@ def serve(
     """The HTTP API and its page, on API_HOST and API_PORT."""
     from worker import api
 
-    with open_app(console=True) as app:
+    with open_app(console=True, patient=True) as app:
         api.serve(app, port_file=port_file)
 
 

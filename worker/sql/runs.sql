@@ -46,11 +46,12 @@ limit %(limit)s;
 
 -- name: finish_run
 -- Ends a run none of whose tasks is open, freezing its counts. Called after the commit that ended a
--- task: of two workers that end the last two tasks at once, the later sees no open one.
+-- task: of two workers that end the last two tasks at once, the later sees no open one. What waits for an
+-- operator (an account parked for long) does not keep a run open: nobody could start another.
 update runs r
 set finished_at = now(), counts = (
     select jsonb_build_object(
-        'pending', 0, 'processing', 0,
+        'pending', count(*) filter (where status = 'pending'), 'processing', 0,
         'completed', count(*) filter (where status = 'completed'),
         'failed', count(*) filter (where status = 'failed'),
         'created', count(*) filter (where result = 'created'),
@@ -59,23 +60,34 @@ set finished_at = now(), counts = (
         'skipped', count(*) filter (where result = 'skipped'))
     from sync_queue q where q.run_id = r.id)
 where r.finished_at is null and r.id = any(%(ids)s::uuid[])
-  and not exists (select from sync_queue q where q.run_id = r.id and q.status in ('pending', 'processing'))
+  and not exists (
+      select from sync_queue q
+      left join accounts a on a.id = q.account_id
+      where q.run_id = r.id
+        and (q.status = 'processing'
+             or q.status = 'pending' and coalesce(a.parked_until < now() + interval '1 hour', true)))
 returning r.id, r.account_id, r.counts, extract(epoch from r.finished_at - r.created_at)::float as seconds;
 
 -- name: reopen_runs
--- Runs whose failed tasks are tried again are under way once more, unless a newer one is.
+-- Runs with tasks that are open again (retried, un-parked) are under way once more, unless a newer one is.
 update runs r
 set finished_at = null, counts = null
-where r.id = any(%(ids)s::uuid[]) and r.finished_at is not null
-  and not exists (select from runs other where other.account_id = r.account_id and other.kind = r.kind
-                  and other.finished_at is null);
+where r.finished_at is not null
+  and exists (
+      select from sync_queue q
+      left join accounts a on a.id = q.account_id
+      where q.run_id = r.id and q.status = 'pending' and coalesce(a.parked_until < now() + interval '1 hour', true))
+  and r.id = (select latest.id from runs latest where latest.account_id = r.account_id and latest.kind = r.kind
+              order by latest.created_at desc limit 1)
+returning r.id;
 
 -- name: open_runs
 -- Ids of the unfinished runs.
 select id from runs where finished_at is null;
 
 -- name: due_links
--- Links that sync by themselves and whose last run began long enough ago.
+-- Links that sync by themselves and whose last run began long enough ago, in whole minutes: cron is never on
+-- the second, and every 5 minutes shall not become every 6.
 select l.main_id, l.child_id
 from links l
 where (l.settings ->> 'every_minutes')::integer > 0
@@ -83,7 +95,8 @@ where (l.settings ->> 'every_minutes')::integer > 0
       select from runs r
       where r.account_id in (l.child_id, l.main_id) and r.kind = 'products'
         and (r.finished_at is null
-             or r.created_at > %(now)s - (l.settings ->> 'every_minutes')::integer * interval '1 minute'))
+             or date_trunc('minute', r.created_at) > date_trunc('minute', %(now)s::timestamptz)
+                                                     - (l.settings ->> 'every_minutes')::integer * interval '1 minute'))
 order by l.main_id, l.child_id;
 
 -- name: tick

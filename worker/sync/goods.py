@@ -137,7 +137,12 @@ def _alike(sent: Any, received: Any) -> bool:
         if sent and isinstance(sent[0], dict) and "priceType" in sent[0]:
             by_type = {id_of(price.get("priceType")): price for price in received}
             return all(_alike(price, by_type.get(id_of(price["priceType"]))) for price in sent)
-        return len(sent) == len(received) and all(map(_alike, sent, received))
+        # Barcodes and packs: the order is the vendor's to choose.
+        return (
+            len(sent) == len(received)
+            and all(any(_alike(one, other) for other in received) for one in sent)
+            and all(any(_alike(one, other) for one in sent) for other in received)
+        )
     if isinstance(sent, float | int) and not isinstance(sent, bool):
         return isinstance(received, float | int) and abs(float(sent) - float(received)) < 1e-6
     return bool(sent == received)
