@@ -5,8 +5,6 @@ WorkerError
 ├── SchemaMismatch            the database is older or newer than this code
 ├── NotFound                  no such account, run or task
 ├── Conflict                  the request contradicts what exists (duplicate account, wrong role, ...)
-├── Interrupted               this process was told to stop, or the task's time is over
-│   └── TimedOut              ... the latter
 └── TaskError                 how one task ends when it does not succeed
     ├── Retryable             again later, counting an attempt
     ├── RateLimited(wait)     again after `wait` seconds, counting no attempt
@@ -17,6 +15,9 @@ WorkerError
         │   ├── Gone          ... because the object addressed no longer exists (404, 1021)
         │   └── TooLarge      ... because of its size or duration (413, 1044, 1088): send less at once
         └── Ambiguous         several objects of the child match one of main
+
+Interrupted                   this process was told to stop, or the task's time is over
+└── TimedOut                  ... the latter
 """
 
 from __future__ import annotations
@@ -45,8 +46,12 @@ class Conflict(WorkerError):
     """The request contradicts what already exists."""
 
 
-class Interrupted(WorkerError):
-    """The process is stopping; unfinished tasks go back untouched."""
+class Interrupted(BaseException):
+    """The process is stopping; unfinished tasks go back untouched.
+
+    It comes from a signal, at any statement, also of a library: no Exception, so that no `except Exception`
+    there (logging has one) takes it for an error of its own.
+    """
 
 
 class TimedOut(Interrupted):

@@ -33,6 +33,8 @@ _LARGE = frozenset({1044, 1088, 2007, 2022})
 _TRANSIENT = frozenset({1036, 1065, 1074, 1083, 1095, 1999, 51007})
 _RIGHTS = frozenset({1056, 1061, 1016, 1017, 1018, 1045, 1075, 14010, 14013, 30004, 1043, 1070, 30006, 41001, 47000})
 _WITHOUT_HINT = 3.0
+_KEPT_ALIVE = 20.0
+"""Seconds for which an idle connection is counted on."""
 
 HEADERS = {
     "Accept": "application/json;charset=utf-8",
@@ -74,10 +76,10 @@ def error_of(
     rejected = Rejected(status, errors)
     codes = rejected.codes
     said = f"HTTP {status}: {rejected}" if errors else f"HTTP {status} ({_glimpse(body)})"
+    if _LOGIN_TRIES in codes:  # comes as a 429, but waiting does not make the token right
+        return Unauthorized(said)
     if status == 429 or codes & {_RATE, _PARALLEL}:
         return RateLimited(said, wait_of(headers or {}))
-    if _LOGIN_TRIES in codes:
-        return Unauthorized(said)
     if status in (401, 403) or codes & _RIGHTS:
         return Unauthorized(said)
     if status == 413 or codes & _LARGE:
@@ -158,14 +160,20 @@ class Client:
         self._deadline = deadline
         self._clock = clock
         self._tries = tries
+        self._spoke = float("-inf")
         self._session = requests.Session()
-        self._session.headers.update(HEADERS | {"Authorization": f"Bearer {account.token}"})
+        self._session.headers.update(HEADERS)
+        self._session.auth = self._sign  # as a mere header it would give way to a ~/.netrc
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._session.close()
+
+    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.account.token}"
+        return request
 
     def meta(self, type: str, id: UUID) -> dict[str, Any]:
         """A reference to an entity of this account."""
@@ -226,27 +234,32 @@ class Client:
         return cast(Any, attempt())
 
     def _unlimited(self, method: str, path: str, params: Mapping[str, str | int], body: Any = None) -> Any:
-        """Send; after a 429, which had no effect, have everybody of this principal wait and send again."""
-        for wait in (1, 2, 4, 8):
+        """Send; after a 429, which had no effect, have everybody of this principal wait and send again.
+
+        What the limiter itself raises passes through: nothing was sent, nobody else need wait.
+        """
+        wait = 1.0
+        while True:
+            answer = self._send(method, path, params, body)
             try:
-                return self._send(method, path, params, body)
+                return decipher(answer)
             except RateLimited as error:
                 error.wait = max(error.wait, wait * random.uniform(1, 1.25))
                 self._limiter.pause(self.account, error.wait)
                 if error.wait > LONG or self._left() < error.wait:
                     raise
-        return self._send(method, path, params, body)
+                wait *= 2
 
     def _left(self) -> float:
         return self._deadline - self._clock()
 
-    def _send(self, method: str, path: str, params: Mapping[str, str | int], body: Any = None) -> Any:
+    def _send(self, method: str, path: str, params: Mapping[str, str | int], body: Any = None) -> Answer:
         if body is None or isinstance(body, bytes):
             data = body
         else:
             data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         connect, read = self._timeouts
-        with self._limiter.acquire(self.account):
+        with self._limiter.acquire(self.account, fresh=self._clock() - self._spoke > _KEPT_ALIVE):
             began = self._clock()
             emit_request(
                 "REQUEST", method=method, path=path, account=self.account.id, **params, bytes=len(data or b"")
@@ -266,7 +279,9 @@ class Client:
                     {name.lower(): value for name, value in response.headers.items()},
                     response.content,
                 )
+                self._spoke = self._clock()
             except requests.RequestException as error:
+                self._spoke = float("-inf")
                 self._tell(method, path, type(error).__name__, began)
                 raise Retryable(
                     f"{method} {path}: {type(error).__name__} after {self._clock() - began:.1f} s"
@@ -275,7 +290,7 @@ class Client:
             method, path, answer.status, began,
             bytes=len(answer.body), remaining=answer.headers.get("x-ratelimit-remaining", ""),
         )  # fmt: skip
-        return decipher(answer)
+        return answer
 
     def _tell(self, method: str, path: str, status: int | str, began: float, **fields: Any) -> None:
         duration = round((self._clock() - began) * 1000)

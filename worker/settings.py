@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+import psycopg
 from cryptography.fernet import Fernet
 from dotenv import dotenv_values
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from worker.errors import ConfigError
@@ -26,11 +30,14 @@ from worker.errors import ConfigError
 ENV_FILE = "MOYSKLAD_WORKER_ENV"
 """Names the env file when no `--env-file` is given."""
 
+_PASSWORD = re.compile(r"(://[^:@/\s]*:)[^/\s]*(?=@)|([?&](?:ssl)?password=)[^&\s]*", re.IGNORECASE)
+"""In an address, as libpq reads it: `#` and `?` may be part of a password."""
+
 
 class Settings(BaseModel):
     """The whole configuration of one process; docs/configuration.md tells each of them."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True, allow_inf_nan=False)
 
     DATABASE_URL: SecretStr = Field(description="PostgreSQL 14 to 18, `postgresql://user:password@host/database`.")
     QUEUE_CONNECTION: Literal["database"] = Field(
@@ -54,7 +61,9 @@ class Settings(BaseModel):
     API_HOST: str = Field("127.0.0.1", description="Address the HTTP API listens on.")
     API_PORT: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 takes a free one.")
     API_TOKEN: SecretStr | None = Field(
-        None, description="Bearer token of the HTTP API and page. Required unless API_HOST is loopback."
+        None,
+        validate_default=True,
+        description="Bearer token of the HTTP API and page. Required unless API_HOST is loopback.",
     )
     LEASE_SECONDS: float = Field(
         30, ge=1, le=3600, description="A worker not heard of for so long is dead and its tasks go back."
@@ -72,8 +81,18 @@ class Settings(BaseModel):
     @field_validator("DATABASE_URL")
     @classmethod
     def _is_postgresql(cls, value: SecretStr) -> SecretStr:
-        if urlsplit(value.get_secret_value()).scheme not in ("postgresql", "postgres"):
+        if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must begin with postgresql://")
+        try:
+            parts = conninfo_to_dict(value.get_secret_value())
+        except psycopg.Error:
+            parts = {"host": "@"}
+        if "@" in str(parts.get("host", "")) or not re.fullmatch(r"[\d,]*", str(parts.get("port", ""))):
+            # libpq would show in its message what it cannot read, and that may be the password.
+            raise ValueError(
+                "cannot be read: write postgresql://user:password@host:port/database, "
+                "with / @ : ? # % in user and password percent-encoded"
+            )
         return value
 
     @field_validator("MOYSKLAD_API_URL")
@@ -98,14 +117,15 @@ class Settings(BaseModel):
     def _empty_is_none(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value and value.get_secret_value() else None
 
-    @model_validator(mode="after")
-    def _no_open_door(self) -> Settings:
-        if not is_loopback(self.API_HOST) and self.API_TOKEN is None:
+    @field_validator("API_TOKEN")
+    @classmethod
+    def _no_open_door(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        host = info.data.get("API_HOST")
+        if value is None and host is not None and not is_loopback(host):
             raise ValueError(
-                f"API_TOKEN must be set when API_HOST is {self.API_HOST!r}: "
-                "without a token the API listens on 127.0.0.1 only"
+                f"must be set when API_HOST is {host!r}: without a token the API listens on 127.0.0.1 only"
             )
-        return self
+        return value
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, env_file: Path | None = None) -> Settings:
@@ -135,22 +155,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def without_password(url: str) -> str:
-    """The address with its password replaced by stars."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+def without_password(text: str) -> str:
+    """The text with the password of every address in it replaced by stars."""
+    return _PASSWORD.sub(r"\1\2***", text)
 
 
 def _read(env_file: Path | None) -> dict[str, Any]:
     if env_file is None:
         return {}
     try:
-        env_file.open().close()
+        text = env_file.read_text("utf-8")
     except OSError as error:
         raise ConfigError(f"env file {env_file}: {error.strerror}") from None
-    values = dotenv_values(env_file, interpolate=False)
+    except UnicodeDecodeError:
+        raise ConfigError(f"env file {env_file}: not UTF-8") from None
+    values = dotenv_values(stream=StringIO(text), interpolate=False)
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -20,14 +20,17 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from worker.settings import Settings
+from worker.settings import Settings, without_password
 
 EVENTS = Counter("moysklad_worker_events", "Events by name and level.", ["event", "level"])
 
 _LOG = logging.getLogger("moysklad_worker")
 _SYNC = logging.getLogger("moysklad_worker.sync")
 _CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("context", default=MappingProxyType({}))
-_SECRET = re.compile(r"(?i)((?:bearer|basic)\s+|(?:token|password|secret|app_key)[\"']?\s*[=:]\s*[\"']?)[^\s\"',&]+")
+_SECRET = re.compile(
+    r"""(?i)((?:bearer|basic)\s+|(?:token|password|secret|app_key)["']?\s*[=:]\s*)"""
+    r"""(?:(["'])(?:\\.|(?!\2).)*\2?|[^\s"',&]+)"""
+)
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -74,7 +77,7 @@ def context(**fields: Any) -> Iterator[None]:
 
 def redact(text: str) -> str:
     """The text with whatever looks like a credential replaced by stars."""
-    return _SECRET.sub(r"\1***", text)
+    return _SECRET.sub(r"\1\2***\2", without_password(text))
 
 
 def _write(
@@ -92,7 +95,7 @@ def _value(value: Any) -> str:
 
 
 def _file(path: Path) -> logging.Handler:
-    return logging.handlers.WatchedFileHandler(path, encoding="utf-8", delay=True)
+    return logging.handlers.WatchedFileHandler(path, encoding="utf-8")
 
 
 class _Line(logging.Formatter):

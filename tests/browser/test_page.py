@@ -315,7 +315,7 @@ def test_what_waits_for_a_parked_account_is_told(browser: Any, family: Family, s
         visit.enter()
         expect(visit.page.locator("#run-badge")).to_have_text("waits for an account")
         expect(visit.page.locator("#run-line")).to_have_text(
-            "60 goods written; 1 task will go on when its account is no longer parked."
+            "60 goods written, 0 failures. 1 task will go on when its account is no longer parked."
         )
         assert visit.page.locator("#run-bar").evaluate("bar => bar.value < bar.max") is True
         shot(visit, "waiting")

@@ -49,10 +49,18 @@ class Item:
 def sync(ctx: Context, tasks: Sequence[Task]) -> Iterator[Settlement]:
     """Bring the child's goods to main's content; what has not changed costs no request."""
     by_main: dict[UUID, list[tuple[Task, SyncGoods]]] = {}
+    unreadable: list[Ended] = []
     for task in tasks:
-        payload = task.decode()
+        try:
+            UUID(task.entity_id)
+            payload = task.decode()
+        except (Permanent, ValueError) as error:
+            unreadable.append(Ended(task, Fail(str(error))))
+            continue
         assert isinstance(payload, SyncGoods)
         by_main.setdefault(payload.main, []).append((task, payload))
+    if unreadable:
+        yield Settlement(unreadable)
     for main, group in by_main.items():
         try:
             link = ctx.accounts.link_between(main, tasks[0].account_id)

@@ -118,7 +118,8 @@ create table schedule_ticks (
 
 create table limiter_principals (
     principal text primary key,
-    paused_until timestamptz not null default '-infinity'
+    paused_until timestamptz not null default '-infinity',
+    last_start timestamptz not null default '-infinity' -- of the latest grant, perhaps in the future
 ) with (fillfactor = 50);
 
 -- One row per request under way or still inside the window. Unlogged: after a crash of the server
@@ -129,8 +130,9 @@ create unlogged table limiter_grants (
     account_id uuid not null,
     units integer not null,
     worker bigint,
-    granted_at timestamptz not null,
-    done_at timestamptz                                 -- null while the request is under way
+    starts_at timestamptz not null,                     -- when it may be sent
+    leaves_at timestamptz not null,                     -- when its units are out of every window of MoySklad's
+    done_at timestamptz                                 -- null while it is under way
 ) with (autovacuum_vacuum_scale_factor = 0.05);
-create index limiter_grants_principal on limiter_grants (principal, granted_at);
+create index limiter_grants_principal on limiter_grants (principal, leaves_at);
 create index limiter_grants_account on limiter_grants (account_id) where done_at is null;
