@@ -481,7 +481,8 @@ class Schedule:
             before = starts - timedelta(microseconds=2)
             used = sum(one.units for one in mine if one.leaves > before)
             last = max((one.starts for one in mine), default=before)
-            assert used + units > BUDGET or last > before or self._paused(who) > before
+            spaced = last + timedelta(seconds=WINDOW * units / BUDGET)
+            assert used + units > BUDGET or spaced > before or self._paused(who) > before
         self.granted.append(Granted(row["grant_id"], who, units, worker, starts, leaves))
 
     def _paused(self, who: int) -> datetime:

@@ -52,7 +52,7 @@ def work(
     if not queues:
         raise ConfigError("--queue names no queue")
     options = Options(queues, sleep, tries, max_time, timeout, batch, max_tasks, memory, once, stop_when_empty)
-    with open_app(console=not quiet, patient=True) as app:
+    with open_app(console=not quiet, patient=not (once or stop_when_empty)) as app:
         code = app.worker(options, name=name).run()
     raise typer.Exit(code)
 
