@@ -242,7 +242,7 @@ def test_a_worker_waits_for_postgresql(settings: Settings, server: Server, templ
         "LOG_DIR": str(tmp_path),
         "CONNECT_TIMEOUT": "1",
     }
-    command = [sys.executable, "-m", "worker", "work", "--once", "--quiet", "--memory", "4096"]
+    command = [sys.executable, "-m", "worker", "work", "--max-time", "0.1", "--quiet", "--memory", "4096"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 60
