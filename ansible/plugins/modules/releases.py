@@ -62,6 +62,7 @@ removed:
   elements: str
 """
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -100,12 +101,13 @@ def names_in_use(releases: Path) -> set[str]:
 
 
 def paths_of(process: Path) -> list[Path]:
-    """Where a process works, and what it was started from; nothing when it has gone meanwhile."""
-    try:
-        words = (process / "cmdline").read_bytes().split(b"\0")[:2]
-        return [Path(os.readlink(process / "cwd")), *(Path(os.fsdecode(word)) for word in words)]  # noqa: PTH115 - the raw text of the link
-    except OSError:
-        return []
+    """Where a process works, and what it was started from; less when it has gone or its folder may not be seen."""
+    found: list[Path] = []
+    with contextlib.suppress(OSError):
+        found += (Path(os.fsdecode(word)) for word in (process / "cmdline").read_bytes().split(b"\0")[:2])
+    with contextlib.suppress(OSError):
+        found.append(Path(os.readlink(process / "cwd")))
+    return found
 
 
 def name_below(base: Path, path: Path) -> list[str]:

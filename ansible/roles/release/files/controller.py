@@ -33,13 +33,18 @@ def main() -> None:
 
 
 def playbook() -> int:
-    """The outermost ansible-playbook this script was called by: its workers' workers come and go."""
-    found = pid = os.getpid()
+    """The ansible-playbook this script was called by: above it the worker that called it, then the run itself.
+
+    Whatever called that run, perhaps another ansible-playbook, is none of its business.
+    """
+    pid, found = os.getpid(), 0
     while pid > 1:
-        if b"ansible-playbook" in (Path("/proc") / str(pid) / "cmdline").read_bytes():
-            found = pid
+        mine = b"ansible-playbook" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
+        if found and not mine:
+            break
+        found = pid if mine else 0
         pid = int(stat(pid)[1])
-    return found
+    return found or os.getppid()
 
 
 def started(pid: int) -> str:
