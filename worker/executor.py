@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from worker.accounts import Accounts
-from worker.db import AWAY, Connection, Database, patiently
+from worker.db import AWAY, Database, patiently
 from worker.errors import (
     Interrupted,
     NotFound,
@@ -27,7 +27,7 @@ from worker.errors import (
     Unauthorized,
 )
 from worker.moysklad import Client
-from worker.queues import Ended, Queue
+from worker.queues import Effect, Ended, Queue
 from worker.runs import Runs
 from worker.task import Batch, Complete, Fail, Outcome, Release, Retry, Snooze, Task
 from worker.telemetry import context, emit
@@ -41,12 +41,11 @@ _DATABASE_WAIT = 1.0
 class Settlement:
     """A part of a batch that is over: how each task ends, and what is to be written together with that.
 
-    `effect(connection, owned)` runs in the transaction that ends the tasks; `owned` are the ids of those
-    still ours, the only ones that may leave a trace.
+    `effect` runs in the transaction that ends the tasks, see `queues.Effect`.
     """
 
     ended: Sequence[Ended]
-    effect: Callable[[Connection, set[int]], None] | None = None
+    effect: Effect | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,70 +201,50 @@ class Executor:
             case Skipped():
                 return Complete("skipped", str(error))
             case Permanent() | NotFound():
-                return Fail(str(error))
+                return Fail(str(error), type(error).__name__)
             case TimedOut():
-                return self._again(task, f"ran longer than its time limit of {self._timeout:g} s")
+                return self._again(
+                    task, Retry(f"ran longer than its time limit of {self._timeout:g} s", 0, "TimedOut")
+                )
             case Interrupted():
                 return Release()
             case Retryable():
-                return self._again(task, str(error))
+                return self._again(task, Retry(str(error), 0, type(error).__name__))
             case _ if isinstance(error, AWAY):
                 return Snooze(_DATABASE_WAIT, f"PostgreSQL was away: {error}")
             case _:
-                return self._again(task, f"{type(error).__name__}: {error}")
+                return self._again(task, Retry(f"{type(error).__name__}: {error}", 0, type(error).__name__))
 
     def _bounded(self, settlement: Settlement) -> Settlement:
         """The same with each retry given its delay, or made a failure after the last try."""
         ended = [
-            Ended(e.task, self._again(e.task, e.outcome.error)) if isinstance(e.outcome, Retry) else e
+            Ended(e.task, self._again(e.task, e.outcome)) if isinstance(e.outcome, Retry) else e
             for e in settlement.ended
         ]
         return Settlement(ended, settlement.effect)
 
-    def _again(self, task: Task, error: str) -> Outcome:
+    def _again(self, task: Task, retry: Retry) -> Outcome:
         tries = task.max_attempts or self._tries
         if tries and task.attempts >= tries:
-            return Fail(f"gave up after {task.attempts} tries: {error}")
+            return Fail(f"gave up after {task.attempts} tries: {retry.error}", retry.error_class)
         delay = min(2.0 ** min(task.attempts, 10), MAX_DELAY) * self._rng.uniform(0.5, 1.5)
-        return Retry(error, delay)
+        return Retry(retry.error, delay, retry.error_class)
 
     def _settle(self, settlement: Settlement, tally: Tally) -> None:
-        """Record outcomes and effects in one transaction, waiting out a PostgreSQL that is away."""
-        counts: Counter[str] = Counter()
-
-        def record() -> None:
-            counts.clear()
-            with self._db.transaction() as conn:
-                owned = {task.id for task in self._queue.owned([e.task for e in settlement.ended], conn)}
-                if settlement.effect:
-                    settlement.effect(conn, owned)
-                for name, transition, kind in self._transitions():
-                    group = [(e.task, e.outcome) for e in settlement.ended
-                             if isinstance(e.outcome, kind) and e.task.id in owned]  # fmt: skip
-                    if group:
-                        transition(group, conn)
-                        counts[name] = len(group)
-                counts["lost"] = len(settlement.ended) - len(owned)
-
-        patiently(record, give_up=lambda: self._hurry)
+        """Record outcomes and effects together, waiting out a PostgreSQL that is away."""
+        counts = patiently(
+            lambda: self._queue.settle(settlement.ended, settlement.effect), give_up=lambda: self._hurry
+        )
         tally.counts += counts
         for name, number in counts.items():
             if number:
                 level = "info" if name in ("complete", "release") else "warning"
                 emit(f"task.{name}", level=level, tasks=number, **_reason(settlement, name))
 
-    def _transitions(self) -> list[tuple[str, Callable[[Any, Connection], None], type]]:
-        queue = self._queue
-        return [
-            ("complete", queue.complete, Complete),
-            ("retry", queue.retry, Retry),
-            ("snooze", queue.snooze, Snooze),
-            ("fail", queue.fail, Fail),
-            ("release", queue.release, Release),
-        ]
-
     def _finish_runs(self, batch: Batch) -> None:
         runs = {task.run_id for task in batch.tasks if task.run_id}
+        if not runs:
+            return
         patiently(lambda: self._runs.finish(runs), give_up=lambda: self._hurry)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from worker.db import AWAY, Connection, Database, fetch, fetch_one
 from worker.queues.database import LOCK_CLASS
+from worker.queues.routing import like, listens
 from worker.telemetry import emit
 
 _WATCH = 1.0
@@ -45,8 +46,14 @@ class Lease:
     ) -> None:
         """`watch` is called every second from the thread; it may end the process."""
         self._db = db
-        self._who = {"host": socket.gethostname(), "pid": os.getpid(), "name": name, "queues": list(queues),
-                     "release": release}  # fmt: skip
+        self._who: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "name": name,
+            "queues": list(queues),
+            "listens": [like(queue) for queue in queues],
+            "release": release,
+        }
         self._seconds = seconds
         self._counters = counters
         self._watch = watch
@@ -101,7 +108,8 @@ class Lease:
                 if fetch_one(conn, "heartbeat", **self._beat()) is None:
                     self._register(conn)
                 beat = time.monotonic() + self._seconds / 3
-            for _ in conn.notifies(timeout=0):
+            heard = [note.payload for note in conn.notifies(timeout=0)]
+            if any(listens(self._who["queues"], queue) for queue in heard):
                 self.wake.put("notified")
         fetch(conn, "unregister_worker", worker=self.worker)
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from uuid import UUID
 
 from worker.db import AWAY
 from worker.executor import Executor
@@ -24,9 +23,14 @@ EXIT_MEMORY = 12
 EXIT_HUNG = 13
 """A batch could not be interrupted `GRACE` seconds after its time limit."""
 GRACE = 10.0
-TIDY = 2.0
+TIDY = 1.95
 """Seconds between two looks at what dead workers have left."""
 _CONTENDED = 0.05
+_LOOKS = (0.0, 0.02, 0.2)
+"""Seconds between the looks of a worker that has nothing to do, before it sleeps for good: what was enqueued while it
+said that it sleeps woke nobody."""
+_STREAK = 3
+"""Batches in a row after which a worker counts as busy, and is not woken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +109,8 @@ class Loop:
 
     def _work(self, over: float) -> tuple[str, int]:
         options = self._options
-        after: UUID | None = None
-        empty = 0
+        empty = streak = 0
+        asleep = False
         tidy_at = float("-inf")
         worked = False
         while True:
@@ -123,32 +127,43 @@ class Loop:
             try:
                 if now >= tidy_at:
                     self._tidy()
-                    tidy_at = now + TIDY * self._rng.uniform(0.8, 1.2)
-                batch = self._queue.claim(options.queues, self._lease.worker, limit=self._limit(), after=after)
+                    tidy_at = now + TIDY
+                batch = self._queue.claim(options.queues, self._lease.worker, limit=self._limit())
                 if batch:
                     worked = True
                     tally = self._executor.execute(batch)
                     self.done += tally.done
                     self.failed += tally.failed
+                elif empty == 0 and not asleep:
+                    self._queue.doze(self._lease.worker)
+                    asleep = True
+                if asleep and streak > _STREAK:
+                    self._queue.rouse(self._lease.worker)
+                    asleep = False
             except AWAY as error:
                 emit("database.wait", level="warning", reason=str(error).strip())
+                asleep = False
                 self._sleep(self._rng.uniform(0.1, 1))
                 continue
             if batch:
                 empty = 0
-                after = batch.first.account_id
+                streak += 1
                 if options.once:
                     return "once", EXIT_OK
                 continue
             empty += 1
-            if empty == 1:
+            streak = 0
+            if options.once or options.stop_when_empty:
+                if empty > 1:
+                    return "empty", EXIT_OK
                 # A claim under way at the same rows may be about to commit.
                 time.sleep(self._rng.uniform(0, _CONTENDED))
-                continue
-            if options.once or options.stop_when_empty:
-                return "empty", EXIT_OK
-            self._sleep(min(options.sleep * self._rng.uniform(0.9, 1.1), max(0, over - self._clock())))
-            empty = 0
+            elif empty <= len(_LOOKS):
+                if self._sleep(_LOOKS[empty - 1]):
+                    empty = 0
+            else:
+                self._sleep(min(options.sleep * self._rng.uniform(0.9, 1.1), max(0, over - self._clock())))
+                empty = len(_LOOKS)
 
     def _limit(self) -> int:
         options = self._options
@@ -156,13 +171,16 @@ class Loop:
             return options.batch
         return max(1, min(options.batch, options.max_tasks - self.done - self.failed))
 
-    def _sleep(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> bool:
+        """Sleep so long, or until woken; whether that was it."""
+        woken = False
         try:
             self._lease.wake.get(timeout=seconds)
+            woken = True
             while True:
                 self._lease.wake.get_nowait()
         except stdlib_queue.Empty:
-            pass
+            return woken
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """The first asks to finish the batch, a second one hands it back at once."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from worker.db import Database
 from worker.queues import Queue
-from worker.queues.routing import resolve
+from worker.queues.routing import listens
 
 STATUSES = ("pending", "processing", "completed", "failed")
 
@@ -77,7 +77,7 @@ def _grouped(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 
 def _heard(queue: str, workers: list[dict[str, Any]]) -> bool:
-    return any(queue in resolve(worker["queues"], [queue]) for worker in workers)
+    return any(listens(worker["queues"], queue) for worker in workers)
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -101,7 +102,8 @@ class Task:
     entity_id: str
     operation: str
     priority: int
-    payload: Mapping[str, Any]
+    payload: str
+    """JSON, read by `decode` alone: most of a batch is often settled by less."""
     attempts: int
     max_attempts: int | None
     run_id: UUID | None
@@ -110,7 +112,7 @@ class Task:
 
     def decode(self) -> Payload:
         """The payload as its dataclass. Raises Permanent naming what does not fit."""
-        return decode(self.entity_type, self.operation, self.payload)
+        return decode(self.entity_type, self.operation, json.loads(self.payload))
 
 
 def decode(entity_type: str, operation: str, payload: Mapping[str, Any]) -> Payload:
@@ -160,6 +162,7 @@ class Retry:
 
     error: str
     delay: float = 0.0
+    error_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +175,10 @@ class Snooze:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Over, without success."""
+    """Over, without success; `error_class` is the type of the error, as in `errors`."""
 
     error: str
+    error_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)

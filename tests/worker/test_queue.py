@@ -12,11 +12,12 @@ from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from worker.accounts import Accounts
 from worker.db import Connection, Database, fetch, fetch_one
-from worker.queues import DatabaseQueue, Queue
+from worker.queues import DatabaseQueue, Effect, Ended, Queue
 from worker.queues.database import LOCK_CLASS, MAX_RESCUES
 from worker.runs import Runs
 from worker.settings import Settings
@@ -80,10 +81,9 @@ class Bench:
         worker: int = 1,
         limit: int = 100,
         now: datetime = T0,
-        after: UUID | None = None,
     ) -> Batch | None:
         """Claim at T0, from every queue unless told which."""
-        return self.queue.claim(queues or ("*",), worker, limit=limit, now=now, after=after)
+        return self.queue.claim(queues or ("*",), worker, limit=limit, now=now)
 
     def claimed(self, *entities: str, worker: int = 1) -> list[Task]:
         """Enqueue and claim these."""
@@ -93,19 +93,14 @@ class Bench:
         return list(batch.tasks) if batch else []
 
     def end(self, tasks: list[Task], outcome: Outcome, **times: Any) -> list[str]:
-        """End claims as a worker does; the entities that were still ours."""
-        transition = {
-            Complete: self.queue.complete,
-            Retry: self.queue.retry,
-            Snooze: self.queue.snooze,
-            Fail: self.queue.fail,
-            Release: self.queue.release,
-        }[type(outcome)]
-        with self.db.transaction() as conn:
-            owned = self.queue.owned(tasks, conn)
-            if owned:
-                transition([(task, outcome) for task in owned], conn, **times)  # type: ignore[operator]
-        return [task.entity_id for task in owned]
+        """End claims as a worker does, with an effect; the entities that were still ours."""
+        owned: set[int] = set()
+        counts = self.queue.settle(
+            [Ended(task, outcome) for task in tasks], lambda _, ids: owned.update(ids), **times
+        )
+        assert counts.total() - counts["lost"] == len(owned)
+        assert self.queue.settle([Ended(task, outcome) for task in tasks])["lost"] == len(tasks)
+        return [task.entity_id for task in tasks if task.id in owned]
 
     def rows(self, status: str | None = None, *fields: str) -> list[Any]:
         """Every task's fields (one alone: bare), by id."""
@@ -118,7 +113,15 @@ class Bench:
     def live(self, lease: float = 30) -> int:
         """A worker that is alive: it is registered and its session holds its lock."""
         conn = self.db.connect()
-        who = {"host": "here", "pid": 1, "name": "", "queues": ["*"], "release": "test", "lease": lease}
+        who = {
+            "host": "here",
+            "pid": 1,
+            "name": "",
+            "queues": ["*"],
+            "listens": ["%"],
+            "release": "test",
+            "lease": lease,
+        }
         row = fetch_one(conn, "register_worker", **who)
         assert row is not None
         fetch(conn, "hold_worker", lock_class=LOCK_CLASS, worker=row["id"])
@@ -260,9 +263,9 @@ def test_claim_takes_one_account_and_one_kind(bench: Bench) -> None:
 
     batches = [bench.claim(), bench.claim(), bench.claim(), bench.claim()]
 
-    assert [names(batch) for batch in batches] == [["1", "3"], [""], ["2", "4"], []]
+    assert [names(batch) for batch in batches] == [["1", "3"], ["2", "4"], [""], []]
     assert [batch.kind for batch in batches if batch] == [
-        ("product", "sync"), ("catalogue", "plan"), ("product", "sync"),
+        ("product", "sync"), ("product", "sync"), ("catalogue", "plan"),
     ]  # fmt: skip
 
 
@@ -282,18 +285,19 @@ def test_claim_says_whose_it_is(bench: Bench) -> None:
 
 
 def test_claim_goes_by_rank_then_age(bench: Bench) -> None:
-    """The higher rank first, inside a rank the older; the limit cuts behind."""
+    """The higher rank first, inside a rank the older."""
     bench.add(good("1"), good("2", priority=5), good("3"), good("4", priority=10), good("5", priority=5))
 
-    assert names(bench.claim(limit=3)) == ["4", "2", "5"]
-    assert names(bench.claim(limit=3)) == ["1", "3"]
+    assert [names(bench.claim(limit=2)) for _ in range(4)] == [["4"], ["2", "5"], ["1", "3"], []]
 
 
 def test_rank_goes_before_the_turn(bench: Bench) -> None:
     """A user's task of the account served last goes before background work of another."""
-    bench.add(good("1", priority=10), good("2", B))
+    bench.add(good("0"), good("2", B))
+    assert names(bench.claim()) == ["0"]
+    bench.add(good("1", priority=10))
 
-    assert names(bench.claim(after=A)) == ["1"]
+    assert names(bench.claim()) == ["1"]
 
 
 def test_lanes_go_in_the_order_given(bench: Bench) -> None:
@@ -365,12 +369,10 @@ def test_accounts_take_turns(bench: Bench) -> None:
     """A worker goes round all accounts that wait before it serves one again."""
     bench.add(*(good(str(n), account) for account in (A, B, C) for n in range(3)))
     served = []
-    after = None
     for _ in range(9):
-        batch = bench.claim(limit=1, after=after)
+        batch = bench.claim(limit=1)
         assert batch is not None
-        after = batch.first.account_id
-        served.append(after)
+        served.append(batch.first.account_id)
 
     assert served == [A, B, C] * 3
 
@@ -381,7 +383,7 @@ def test_a_small_account_is_not_starved(bench: Bench) -> None:
     bench.add(good("small", B))
 
     first = bench.claim(limit=10)
-    second = bench.claim(limit=10, after=A)
+    second = bench.claim(limit=10)
 
     assert len(names(first)) == 10
     assert names(second) == ["small"]
@@ -403,11 +405,9 @@ def test_claimers_at_once_never_get_the_same(bench: Bench) -> None:
 
     def work(index: int) -> None:
         rng = random.Random(index)
-        after = None
         while bench.rows("pending", "id"):
-            batch = bench.claim(worker=index + 1, limit=rng.randint(1, 20), after=after)
+            batch = bench.claim(worker=index + 1, limit=rng.randint(1, 20))
             if batch:
-                after = batch.first.account_id
                 assert len({(task.account_id, task.entity_type) for task in batch.tasks}) == 1
                 taken[index] += [task.id for task in batch.tasks]
 
@@ -418,15 +418,14 @@ def test_claimers_at_once_never_get_the_same(bench: Bench) -> None:
 
 
 def test_a_claimer_does_not_wait_for_another(bench: Bench) -> None:
-    """Where a claim under way has locked an account's first task, the next account is served at once."""
+    """What a claim under way has locked is passed over, the rest of its account included or not."""
     bench.add(good("1"), good("2", B), good("3"))
     (first, _, _) = bench.rows("pending", "id")
     with bench.db.transaction() as conn:
         conn.execute("select from sync_queue where id = %s for update", [first])
-        assert names(bench.claim()) == ["2"]
-        assert bench.claim() is None
+        assert [names(bench.claim()) for _ in range(3)] == [["3"], ["2"], []]
 
-    assert names(bench.claim()) == ["1", "3"]
+    assert names(bench.claim()) == ["1"]
 
 
 def test_one_thing_is_done_by_one_worker_at_a_time(bench: Bench) -> None:
@@ -549,9 +548,9 @@ def test_release(bench: Bench) -> None:
 def test_each_ends_in_its_own_way(bench: Bench) -> None:
     """Outcomes of one transition differ per task and find their own task."""
     tasks = bench.claimed("1", "2", "3")
-    with bench.db.transaction() as conn:
-        ends = [Retry(f"error {n}", n) for n in range(3)]
-        bench.queue.retry(list(zip(reversed(tasks), ends, strict=True)), conn, now=T0)
+    ends = [Retry(f"error {n}", n) for n in range(3)]
+
+    assert bench.queue.retry(list(zip(reversed(tasks), ends, strict=True)), now=T0) == 3
 
     assert bench.rows(None, "entity_id", "error", "scheduled_at") == [
         ("1", "error 2", later(2)),
@@ -626,21 +625,94 @@ def test_a_claim_ended_once_is_not_ours_any_more(bench: Bench) -> None:
     assert bench.rows(None, "status", "attempts") == [("processing", 2)]
 
 
-def test_owned_of_nothing(bench: Bench) -> None:
-    """Nothing is ours of nothing."""
-    with bench.db.transaction() as conn:
-        assert bench.queue.owned([], conn) == []
+def test_settle_of_nothing(bench: Bench) -> None:
+    """Nothing ends."""
+    assert bench.queue.settle([]).total() == 0
 
 
-def test_owned_holds_the_claims_until_the_end_of_the_transaction(bench: Bench) -> None:
+@pytest.mark.parametrize("effect", [None, lambda *_: None])
+def test_a_batch_ends_in_several_ways_at_once(bench: Bench, effect: Effect | None) -> None:
+    """Each task by its own outcome; the counts tell how many went which way, and what was lost meanwhile."""
+    tasks = bench.claimed("1", "2", "3", "4", "5", "6")
+    assert bench.queue.complete([(tasks[5], Complete("done"))]) == 1
+    outcomes = [Complete("done"), Retry("r", 1), Snooze(1, "s"), Fail("f"), Release(), Complete("late")]
+
+    counts = bench.queue.settle([Ended(*pair) for pair in zip(tasks, outcomes, strict=True)], effect, now=T0)
+
+    assert counts == {"complete": 1, "retry": 1, "snooze": 1, "fail": 1, "release": 1, "lost": 1}
+    assert bench.rows(None, "status") == ["completed", "pending", "pending", "failed", "pending", "completed"]
+
+
+def test_each_verb_ends_its_claims(bench: Bench) -> None:
+    """The five ends by their names; a second time nothing is ours."""
+    one, two, three, four, five = bench.claimed("1", "2", "3", "4", "5")
+
+    def end() -> list[int]:
+        return [
+            bench.queue.complete([(one, Complete("done"))]),
+            bench.queue.retry([(two, Retry("r"))], now=T0),
+            bench.queue.snooze([(three, Snooze(0, "s"))], now=T0),
+            bench.queue.fail([(four, Fail("f"))]),
+            bench.queue.release([five]),
+        ]
+
+    assert [end(), end()] == [[1] * 5, [0] * 5]
+    assert bench.rows(None, "status") == ["completed", "pending", "pending", "failed", "pending"]
+
+
+def test_an_effect_that_breaks_ends_nothing(bench: Bench) -> None:
+    """Outcome and effect are written together or not at all."""
+    tasks = bench.claimed("x")
+
+    def broken(conn: Connection, owned: set[int]) -> None:
+        conn.execute("create table trace ()")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        bench.queue.settle([Ended(tasks[0], Complete("done"))], broken)
+
+    assert bench.rows(None, "status") == ["processing"]
+    with bench.db.connection() as conn, pytest.raises(psycopg.errors.UndefinedTable):
+        conn.execute("select from trace")
+
+
+def test_claims_are_held_while_their_effect_is_written(bench: Bench) -> None:
     """While a worker writes its outcomes nobody takes the tasks away from it."""
     tasks = bench.claimed("x", worker=77)
-    with bench.db.transaction() as conn:
-        assert bench.queue.owned(tasks, conn) == tasks
-        assert bench.queue.rescue() == 0
-        bench.queue.complete([(tasks[0], Complete("done"))], conn)
+    rescued: list[int] = []
 
+    bench.queue.settle([Ended(tasks[0], Complete("done"))], lambda *_: rescued.append(bench.queue.rescue()))
+
+    assert rescued == [0]
     assert bench.rows(None, "status") == ["completed"]
+
+
+def test_a_task_remembers_its_troubles(bench: Bench) -> None:
+    """Each attempt that went wrong: how it ended, by which error, on which worker; the last fifty of them."""
+    worker = bench.live()
+    bench.add(good("x"))
+    for n in range(52):
+        batch = bench.claim(worker=worker, now=later(n))
+        assert batch is not None
+        bench.queue.retry([(batch.first, Retry(f"error {n}", 0, "Retryable"))], now=later(n))
+    bench.claim(worker=worker, now=later(60))
+    bench.sessions[worker].close()
+    assert eventually(bench.queue.rescue) == 1
+    batch = bench.claim(worker=9, now=datetime.now(UTC) + timedelta(seconds=60))
+    assert batch is not None
+    bench.queue.fail([(batch.first, Fail("refused", "Rejected"))])
+
+    (row,) = bench.rows("failed")
+
+    fields = ("how", "attempt", "class", "error", "worker", "host")
+    told = [tuple(entry[name] for name in fields) for entry in row["history"]]
+    assert len(told) == 50
+    assert told[0] == ("retry", 5, "Retryable", "error 4", worker, "here")
+    assert told[-2:] == [
+        ("rescue", 53, "WorkerDied", f"worker {worker} died while it ran", worker, "here"),
+        ("fail", 53, "Rejected", "refused", 9, None),
+    ]
+    assert row["error_class"] == "Rejected"
 
 
 # Rescue

@@ -9,21 +9,21 @@ import psycopg
 import pytest
 
 from worker.app import App
-from worker.db import Database
 from worker.queues import DatabaseQueue
+from worker.queues.lanes import Lane
 from worker.task import NewTask, SyncGoods
 
 MAIN, CHILD = UUID(int=1), UUID(int=2)
 
 
-class Deaf(Database):
-    """A database whose answer to the next claim is lost: what the server did, it did."""
+class Deaf(DatabaseQueue):
+    """A queue whose answer to the next claim is lost: what the server did, it did."""
 
     deaf = False
 
-    def fetch(self, name: str, /, **params: Any) -> list[dict[str, Any]]:
-        rows = super().fetch(name, **params)
-        if name == "claim" and self.deaf:
+    def _claim(self, lane: Lane, **params: Any) -> list[tuple[Any, ...]]:
+        rows = super()._claim(lane, **params)
+        if self.deaf:
             self.deaf = False
             raise psycopg.OperationalError("server closed the connection unexpectedly")
         return rows
@@ -32,18 +32,16 @@ class Deaf(Database):
 def test_a_claim_whose_answer_was_lost_is_handed_back(app: App) -> None:
     """The worker lives on, so that nobody would rescue it: its own next claim gets the tasks, no attempt counted;
     what another worker holds stays with it."""
-    db = Deaf(app.db.url)
-    queue = DatabaseQueue(db, lambda *_: "default")
+    queue = Deaf(app.db, lambda *_: "default")
     queue.enqueue([NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id=str(n)) for n in range(4)])
     other = queue.claim(["default"], 8, limit=1)
-    db.deaf = True
+    queue.deaf = True
     with pytest.raises(psycopg.OperationalError):
         queue.claim(["default"], 7, limit=2)
     stuck = [row["worker"] for row in app.queue.peek("processing")]
 
     batch = queue.claim(["default"], 7, limit=9)
     again = queue.claim(["default"], 7, limit=9)
-    db.close()
 
     assert sorted(stuck) == [7, 7, 8]
     assert other is not None

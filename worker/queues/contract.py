@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from worker.db import Connection
 from worker.task import Batch, Complete, Fail, NewTask, Outcome, Release, Retry, Snooze, Task
+
+Effect = Callable[[Connection, set[int]], None]
+"""`effect(connection, owned)` writes what belongs to the ends of tasks; `owned` are the ids still ours, the only
+ones that may leave a trace."""
+
+VERBS: dict[type[Outcome], str] = {
+    Complete: "complete",
+    Retry: "retry",
+    Snooze: "snooze",
+    Fail: "fail",
+    Release: "release",
+}
+"""The transition of each outcome, as it is called everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,81 +35,93 @@ class Ended:
     outcome: Outcome
 
 
-class Queue(Protocol):
+class Queue(ABC):
     """Where tasks live. Every method is one transition, named as in the log, the metrics and the SQL.
 
-    `within` is a transaction of the caller's that the transition becomes part of; `now` replaces the
-    server's clock in tests.
+    `now` replaces the server's clock in tests.
     """
 
+    @abstractmethod
     def enqueue(
         self, tasks: Iterable[NewTask], *, within: Connection | None = None, now: datetime | None = None
     ) -> int:
-        """Add tasks; how many are new. The others coalesced into a pending twin."""
-        ...
+        """Add tasks; how many are new. The others coalesced into a pending twin.
 
-    def claim(
-        self,
-        queues: Sequence[str],
-        worker: int,
-        *,
-        limit: int = 1,
-        after: UUID | None = None,
-        now: datetime | None = None,
-    ) -> Batch | None:
-        """Take up to `limit` due tasks of one kind and account; None when there are none.
-
-        `queues` are names in order of preference, `*` standing for any characters. `after` is the account
-        served last.
+        `within` is a transaction of the caller's: the tasks are there if and when it commits.
         """
-        ...
 
-    def owned(self, tasks: Sequence[Task], within: Connection) -> list[Task]:
-        """Those of the claims that are still this worker's, locked until the transaction ends."""
-        ...
+    @abstractmethod
+    def claim(
+        self, queues: Sequence[str], worker: int, *, limit: int = 1, now: datetime | None = None
+    ) -> Batch | None:
+        """Take up to `limit` due tasks of one kind, account and rank; None when there are none.
 
-    def complete(self, ended: Sequence[tuple[Task, Complete]], within: Connection) -> None:
-        """End claims with success."""
-        ...
+        `queues` are names in order of preference, `*` standing for any characters. Inside one of them the
+        higher rank goes first, except that one claim in AGEING serves a lower one; inside a rank accounts
+        take turns; inside an account the oldest goes first.
+        """
 
-    def retry(self, ended: Sequence[tuple[Task, Retry]], within: Connection, *, now: datetime | None = None) -> None:
-        """Put claims back for a later attempt, `delay` seconds from now."""
-        ...
+    @abstractmethod
+    def settle(
+        self, ended: Sequence[Ended], effect: Effect | None = None, *, now: datetime | None = None
+    ) -> Counter[str]:
+        """End claims of one worker, each in its own way, together with what `effect` writes: all of it or nothing.
 
-    def snooze(
-        self, ended: Sequence[tuple[Task, Snooze]], within: Connection, *, now: datetime | None = None
-    ) -> None:
-        """Put claims back for later without counting the attempt."""
-        ...
+        How many ended by which verb; `lost` are those that were not ours any more, which are left alone.
+        """
 
-    def fail(self, ended: Sequence[tuple[Task, Fail]], within: Connection) -> None:
-        """End claims without success."""
-        ...
+    def complete(self, ended: Sequence[tuple[Task, Complete]]) -> int:
+        """End claims with success; how many were still ours."""
+        return self._settle(ended)
 
-    def release(self, ended: Sequence[tuple[Task, Release]], within: Connection) -> None:
-        """Hand claims back as if never taken."""
-        ...
+    def retry(self, ended: Sequence[tuple[Task, Retry]], *, now: datetime | None = None) -> int:
+        """Put claims back for a later attempt, `delay` seconds from now; how many were still ours."""
+        return self._settle(ended, now)
 
+    def snooze(self, ended: Sequence[tuple[Task, Snooze]], *, now: datetime | None = None) -> int:
+        """Put claims back for later without counting the attempt; how many were still ours."""
+        return self._settle(ended, now)
+
+    def fail(self, ended: Sequence[tuple[Task, Fail]]) -> int:
+        """End claims without success; how many were still ours."""
+        return self._settle(ended)
+
+    def release(self, tasks: Sequence[Task]) -> int:
+        """Hand claims back as if never taken; how many were still ours."""
+        return self._settle([(task, Release()) for task in tasks])
+
+    def _settle(self, ended: Sequence[tuple[Task, Outcome]], now: datetime | None = None) -> int:
+        counts = self.settle([Ended(task, outcome) for task, outcome in ended], now=now)
+        return len(ended) - counts["lost"]
+
+    @abstractmethod
+    def doze(self, worker: int) -> None:
+        """Say that this worker is about to sleep: from now on who enqueues wakes it. Look once more after it."""
+
+    @abstractmethod
+    def rouse(self, worker: int) -> None:
+        """Say that this worker is busy and need not be woken."""
+
+    @abstractmethod
     def rescue(self, *, now: datetime | None = None) -> int:
         """Take back what dead workers held; how many tasks that were."""
-        ...
 
+    @abstractmethod
     def prune(self, *, completed_days: float, failed_days: float, now: datetime | None = None) -> int:
         """Delete ended tasks older than that; how many went."""
-        ...
 
+    @abstractmethod
     def stats(self, *, now: datetime | None = None) -> list[dict[str, Any]]:
         """Rows of queue, account_id, status, tasks, oldest_seconds (of the oldest due pending one)."""
-        ...
 
+    @abstractmethod
     def oldest(self, *, now: datetime | None = None) -> float | None:
         """Seconds the oldest due pending task has waited; None when none is due. Cheap."""
-        ...
 
+    @abstractmethod
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         """The newest tasks of a status, whole."""
-        ...
 
+    @abstractmethod
     def retry_failed(self, *, ids: Sequence[int] | None = None, account_id: UUID | None = None) -> int:
         """Give failed tasks a new set of attempts; how many were put back."""
-        ...

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 from uuid import UUID
 
-from psycopg.errors import UniqueViolation
-from psycopg.types.json import Jsonb
+from psycopg.errors import DeadlockDetected, UniqueViolation
+from psycopg.rows import tuple_row
 
 from worker.db import Connection, Database, fetch, fetch_one, query
-from worker.queues.routing import Route, resolve
-from worker.task import Batch, Complete, Fail, NewTask, Release, Retry, Snooze, Task, encode
+from worker.queues.contract import VERBS, Effect, Ended, Queue
+from worker.queues.lanes import Lane, Lanes
+from worker.queues.routing import Route, like
+from worker.task import Batch, NewTask, Outcome, Payload, Task, encode
 from worker.telemetry import emit
 
 LOCK_CLASS = 0x6D73
@@ -26,182 +32,237 @@ MAX_RESCUES = 20
 for the innocent, whose workers are killed by something else."""
 
 _BULK = 100
+_COPY_AT_ONCE = 20_000
+NULL = r"\N"
+_TASK_FIELDS = len(Task.__dataclass_fields__)
 _PRUNE_AT_ONCE = 10_000
-_NOBODY = UUID(int=0)
+_LOOK = 1.0
+"""Seconds between two looks at which lanes there are, while they last."""
+_LOOK_SHARE = 20
+"""... or so many times what a look takes, if that is longer."""
+_MISSES = 3
+"""Lanes found empty in a row before looking anew."""
 
 
-class DatabaseQueue:
-    """The driver `database`, see `contract.Queue`.
+@dataclass
+class _Seat:
+    """What a worker remembers from claim to claim."""
 
-    `names_for` seconds the list of existing queues, which wildcards are matched with, is kept.
-    """
+    queues: tuple[str, ...] = ()
+    lanes: Lanes = field(default_factory=Lanes)
+    look_at: float = float("-inf")
+    unanswered: bool = False
 
-    def __init__(
-        self,
-        db: Database,
-        route: Route,
-        *,
-        names_for: float = 1.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+
+class DatabaseQueue(Queue):
+    """The driver `database`, see `contract.Queue`."""
+
+    def __init__(self, db: Database, route: Route, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._db = db
         self._route = route
-        self._names_for = names_for
         self._clock = clock
-        self._names: list[str] = []
-        self._names_until = float("-inf")
-        self._unanswered: set[int] = set()
+        self._seats: dict[int, _Seat] = {}
 
     def enqueue(
         self, tasks: Iterable[NewTask], *, within: Connection | None = None, now: datetime | None = None
     ) -> int:
-        rows = (self._row(task) for task in tasks)
-        few = list(islice(rows, _BULK))
+        tasks = iter(tasks)
+        few = list(islice(tasks, _BULK + 1))
         if not few:
             return 0
-        with nullcontext(within) if within else self._db.transaction() as conn:
-            more = next(rows, None)
-            if more is None:
-                added, queues = self._insert(conn, few, now)
-            else:
-                added, queues = self._copy(conn, few, more, rows, now)
-            fetch(conn, "wake", queues=sorted(queues))
+        if len(few) <= _BULK:
+            added, queues = self._insert(few, within, now)
+        else:
+            added, queues = self._copy(chain(few, tasks), within, now)
         emit("task.enqueue", tasks=added, queues=",".join(sorted(queues)))
         return added
 
-    def _insert(self, conn: Connection, rows: list[tuple[Any, ...]], now: datetime | None) -> tuple[int, set[str]]:
-        unique = {row[1:5]: row for row in rows}.values()
-        columns = dict(zip(_COLUMNS, zip(*unique, strict=True), strict=True))
-        params = {name: list(values) for name, values in columns.items()}
-        result = fetch(conn, "enqueue", **params, now=now)
-        return sum(row["added"] for row in result), set(params["queue"])
+    def _insert(
+        self, tasks: Sequence[NewTask], within: Connection | None, now: datetime | None
+    ) -> tuple[int, set[str]]:
+        unique = {(task.account_id, task.entity_type, task.entity_id, task.operation): task for task in tasks}
+        rows = [
+            (
+                self._route(task.entity_type, task.account_id),
+                task.account_id,
+                task.entity_type,
+                task.entity_id,
+                task.operation,
+                task.priority,
+                _json(task.payload),
+                task.run_id,
+                task.max_attempts,
+                task.scheduled_at,
+            )
+            for task in unique.values()
+        ]
+        params: dict[str, Any] = {
+            name: list(column) for name, column in zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+        }
+        while True:
+            try:
+                with nullcontext(within) if within else self._db.connection() as conn:
+                    row = fetch_one(conn, "enqueue", **params, now=now, always=within is not None)
+            except DeadlockDetected:
+                # Another producer has the same tasks in another order. Inside the caller's transaction: the caller's.
+                if within:
+                    raise
+            else:
+                return (int(row["added"]) if row else 0), set(params["queue"])
 
     def _copy(
-        self,
-        conn: Connection,
-        few: list[tuple[Any, ...]],
-        more: tuple[Any, ...],
-        rest: Iterable[tuple[Any, ...]],
-        now: datetime | None,
+        self, tasks: Iterator[NewTask], within: Connection | None, now: datetime | None
     ) -> tuple[int, set[str]]:
-        queues = set()
-        conn.execute(query("create_incoming"))
-        with conn.cursor() as cursor, cursor.copy(query("copy_incoming")) as copy:
-            n = 0
-            for part in (few, [more], rest):
-                for row in part:
-                    n += 1
-                    queues.add(row[0])
-                    copy.write_row((n, *row))
-        result = fetch_one(conn, "enqueue_incoming", now=now)
-        return (int(result["added"]) if result else 0), queues
+        added, queues = 0, set[str]()
+        with nullcontext(within) if within else self._db.transaction() as conn:
+            while part := list(islice(tasks, _COPY_AT_ONCE)):
+                lines = [self._line(task, queues, now) for task in part]
+                try:
+                    with conn.transaction():
+                        _stream(conn, "copy_tasks", lines)
+                    added += len(lines)
+                except UniqueViolation:
+                    conn.execute(query("create_incoming"))
+                    _stream(conn, "copy_incoming", lines)
+                    row = fetch_one(conn, "enqueue_incoming")
+                    added += int(row["added"]) if row else 0
+            fetch(conn, "wake", queues=sorted(queues), always=within is not None)
+        return added, queues
 
-    def _row(self, task: NewTask) -> tuple[Any, ...]:
+    def _line(self, task: NewTask, queues: set[str], now: datetime | None) -> str:
+        """A task as a line of COPY's text format. One with a time waits for it, however short it is."""
+        queue = self._route(task.entity_type, task.account_id)
+        queues.add(queue)
+        at = task.scheduled_at
+        ready = at is None or (now is not None and at <= now)
         return (
-            self._route(task.entity_type, task.account_id),
-            task.account_id,
-            task.entity_type,
-            task.entity_id,
-            task.operation,
-            task.priority,
-            Jsonb(encode(task.payload)),
-            task.run_id,
-            task.max_attempts,
-            task.scheduled_at,
+            f"{_text(queue)}\t{task.account_id}\t{task.entity_type}\t{_text(task.entity_id)}\t{task.operation}"
+            f"\t{task.priority}\t{_text(_json(task.payload))}\t{task.run_id or NULL}"
+            f"\t{NULL if task.max_attempts is None else task.max_attempts}\t{at or now or 'now'}\t{ready}\n"
         )
 
     def claim(
-        self,
-        queues: Sequence[str],
-        worker: int,
-        *,
-        limit: int = 1,
-        after: UUID | None = None,
-        now: datetime | None = None,
+        self, queues: Sequence[str], worker: int, *, limit: int = 1, now: datetime | None = None
     ) -> Batch | None:
-        if worker in self._unanswered:
+        seat = self._seats.setdefault(worker, _Seat())
+        if seat.unanswered:
             self._hand_back(worker)
-        names = resolve(queues, self._known(queues))
-        self._unanswered.add(worker)
-        rows = names and self._db.fetch(
-            "claim", queues=names, worker=worker, limit=limit, after=after or _NOBODY, now=now
-        )
-        self._unanswered.discard(worker)
-        if not rows:
-            self._names_until = float("-inf")  # perhaps in a queue that is new: the next look asks anew
-            return None
-        tasks = tuple(sorted((Task(**row) for row in rows), key=lambda task: (-task.priority, task.id)))
+            seat.unanswered = False
+        fresh = now is not None or not seat.lanes or self._clock() >= seat.look_at or seat.queues != tuple(queues)
+        if fresh:
+            self._look(seat, queues, now)
+        misses = 0
+        while True:
+            if not fresh and (misses == _MISSES or not seat.lanes):
+                self._look(seat, queues, now)
+                fresh = True
+            lane = seat.lanes.next()
+            if lane is None:
+                return None
+            tasks = self._take(seat, lane, worker, limit, now)
+            if tasks:
+                break
+            seat.lanes.drop(lane)
+            misses += 1
+        seat.lanes.serve(lane)
+        first = tasks[0]
         emit(
             "task.claim",
             tasks=len(tasks),
-            account=tasks[0].account_id,
-            kind=f"{tasks[0].entity_type}/{tasks[0].operation}",
+            account=first.account_id,
+            kind=f"{first.entity_type}/{first.operation}",
             waited=max(task.waited for task in tasks),
         )
         return Batch(tasks, self._clock())
 
+    def _look(self, seat: _Seat, queues: Sequence[str], now: datetime | None) -> None:
+        """Find the lanes there are."""
+        began = self._clock()
+        rows = self._db.fetch(
+            "discover",
+            patterns=[like(name) for name in queues],
+            names=[name for name in queues if "*" not in name],
+            wild=any("*" in name for name in queues),
+            now=now,
+        )
+        ended = self._clock()
+        seat.lanes.see(rows)
+        seat.queues = tuple(queues)
+        seat.look_at = ended + max(_LOOK, _LOOK_SHARE * (ended - began))
+
+    def _take(self, seat: _Seat, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
+        """The lane's next tasks; none when there are none, or others have them all."""
+        mark = lane.mark
+        while True:
+            seat.unanswered = True
+            rows = self._claim(lane, worker=worker, limit=limit, mark=mark, now=now)
+            seat.unanswered = False
+            seen, last, left_out = rows[0][_TASK_FIELDS:]
+            if rows[0][0] is not None:
+                lane.mark = last if left_out is None else left_out - 1
+                return tuple([Task(*row[:_TASK_FIELDS]) for row in rows])
+            if seen < limit:
+                return ()
+            mark = last
+
+    def _claim(self, lane: Lane, **params: Any) -> list[tuple[Any, ...]]:
+        params |= {
+            "queue": lane.queue,
+            "rank": lane.rank,
+            "account": lane.account_id,
+            "concurrency": lane.concurrency,
+        }
+        if lane.concurrency is None:
+            with self._db.connection() as conn:
+                return _tuples(conn, "claim", params)
+        with self._db.transaction() as conn:
+            fetch(conn, "lock_account", account=lane.account_id)
+            return _tuples(conn, "claim", params)
+
     def _hand_back(self, worker: int) -> None:
         """Release what a claim took whose answer never came: the server was gone after its commit."""
         with self._db.transaction() as conn:
-            _put_back(conn, "release", ids=[row["id"] for row in fetch(conn, "held", worker=worker)])
-        self._unanswered.discard(worker)
+            rows = fetch(conn, "held", worker=worker)
+            _put_back(conn, "release", **_claims(worker, [(row["id"], row["attempts"]) for row in rows]))
 
-    def _known(self, queues: Sequence[str]) -> list[str]:
-        if any("*" in name for name in queues) and self._clock() >= self._names_until:
-            self._names = [row["queue"] for row in self._db.fetch("queues")]
-            self._names_until = self._clock() + self._names_for
-        return self._names
+    def settle(
+        self, ended: Sequence[Ended], effect: Effect | None = None, *, now: datetime | None = None
+    ) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        if not ended:
+            return counts
+        groups: dict[str, list[Ended]] = {}
+        for end in ended:
+            groups.setdefault(VERBS[type(end.outcome)], []).append(end)
+        if effect is None and groups.keys() == {"complete"}:
+            with self._db.connection() as conn:  # the common case: one statement, one round trip
+                counts["complete"] = self._end(conn, "complete", ended, now)
+        else:
+            with self._db.transaction() as conn:
+                if effect is not None:
+                    effect(conn, self._owned(conn, ended))
+                for verb, group in groups.items():
+                    counts[verb] = self._end(conn, verb, group, now)
+                if counts["release"]:
+                    fetch(conn, "wake", queues=sorted({end.task.queue for end in ended}), always=False)
+        counts["lost"] = len(ended) - counts.total()
+        return counts
 
-    def owned(self, tasks: Sequence[Task], within: Connection) -> list[Task]:
-        if not tasks:
-            return []
-        rows = fetch(
-            within,
-            "owned",
-            ids=[task.id for task in tasks],
-            attempts=[task.attempts for task in tasks],
-            worker=tasks[0].worker,
-        )
-        ours = {row["id"] for row in rows}
-        return [task for task in tasks if task.id in ours]
+    def _owned(self, conn: Connection, ended: Sequence[Ended]) -> set[int]:
+        """Those of the claims that are still this worker's, locked until the transaction ends."""
+        return {row["id"] for row in fetch(conn, "owned", **_claims(ended[0].task.worker, _keys(ended)))}
 
-    def complete(self, ended: Sequence[tuple[Task, Complete]], within: Connection) -> None:
-        fetch(
-            within,
-            "complete",
-            ids=_ids(ended),
-            result=[outcome.result for _, outcome in ended],
-            note=[outcome.note for _, outcome in ended],
-        )
+    def _end(self, conn: Connection, verb: str, ended: Sequence[Ended], now: datetime | None) -> int:
+        params = _claims(ended[0].task.worker, _keys(ended)) | _ways([end.outcome for end in ended], _FIELDS[verb])
+        if verb in ("complete", "fail"):
+            return len(fetch(conn, verb, **params))
+        return len(_put_back(conn, verb, **params, now=now))
 
-    def retry(self, ended: Sequence[tuple[Task, Retry]], within: Connection, *, now: datetime | None = None) -> None:
-        _put_back(
-            within,
-            "retry",
-            ids=_ids(ended),
-            delay=[outcome.delay for _, outcome in ended],
-            error=[outcome.error for _, outcome in ended],
-            now=now,
-        )
+    def doze(self, worker: int) -> None:
+        self._db.fetch("doze", worker=worker)
 
-    def snooze(
-        self, ended: Sequence[tuple[Task, Snooze]], within: Connection, *, now: datetime | None = None
-    ) -> None:
-        _put_back(
-            within,
-            "snooze",
-            ids=_ids(ended),
-            wait=[outcome.wait for _, outcome in ended],
-            reason=[outcome.reason for _, outcome in ended],
-            now=now,
-        )
-
-    def fail(self, ended: Sequence[tuple[Task, Fail]], within: Connection) -> None:
-        fetch(within, "fail", ids=_ids(ended), error=[outcome.error for _, outcome in ended])
-
-    def release(self, ended: Sequence[tuple[Task, Release]], within: Connection) -> None:
-        _put_back(within, "release", ids=_ids(ended))
-        fetch(within, "wake", queues=sorted({task.queue for task, _ in ended}))
+    def rouse(self, worker: int) -> None:
+        self._db.fetch("rouse", worker=worker)
 
     def rescue(self, *, now: datetime | None = None) -> int:
         with self._db.transaction() as conn:
@@ -211,7 +272,7 @@ class DatabaseQueue:
             if dead:
                 fetch(conn, "bury_workers", workers=ids)
             if rescued:
-                fetch(conn, "wake", queues=sorted({row["queue"] for row in rescued}))
+                fetch(conn, "wake", queues=sorted({row["queue"] for row in rescued}), always=False)
         for row in dead:
             emit("worker.bury", level="warning", worker=row["id"], host=row["host"], pid=row["pid"])
         if rescued:
@@ -245,7 +306,7 @@ class DatabaseQueue:
     def retry_failed(self, *, ids: Sequence[int] | None = None, account_id: UUID | None = None) -> int:
         with self._db.transaction() as conn:
             rows = _put_back(conn, "retry_failed", ids=None if ids is None else list(ids), account_id=account_id)
-            fetch(conn, "wake", queues=sorted({row["queue"] for row in rows}))
+            fetch(conn, "wake", queues=sorted({row["queue"] for row in rows}), always=False)
         emit("task.retry_failed", tasks=len(rows))
         return len(rows)
 
@@ -264,8 +325,64 @@ _COLUMNS = (
 )
 
 
-def _ids(ended: Sequence[tuple[Task, Any]]) -> list[int]:
-    return [task.id for task, _ in ended]
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "complete": ("result", "note"),
+    "retry": ("delay", "error", "error_class"),
+    "snooze": ("wait", "reason"),
+    "fail": ("error", "error_class"),
+    "release": (),
+}
+"""What the SQL of a verb takes from each outcome."""
+
+
+def _keys(ended: Sequence[Ended]) -> list[tuple[int, int]]:
+    return [(end.task.id, end.task.attempts) for end in ended]
+
+
+def _claims(worker: int, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The claims (id, attempts) as the SQL takes them; what is not theirs any more is fenced off there."""
+    return {
+        "ids": _integers(id for id, _ in keys),
+        "attempts": _integers(attempts for _, attempts in keys),
+        "worker": worker,
+    }
+
+
+def _ways(outcomes: Sequence[Outcome], names: Sequence[str]) -> dict[str, Any]:
+    """Outcomes as the SQL takes them: each that occurs once, and for each task which one."""
+    numbers: dict[Outcome, int] = {}
+    way = [numbers.setdefault(outcome, len(numbers) + 1) for outcome in outcomes]
+    columns: dict[str, Any] = {name: [getattr(outcome, name) for outcome in numbers] for name in names}
+    return columns | {"way": _integers(way)}
+
+
+def _integers(values: Iterable[int]) -> str:
+    """An array in PostgreSQL's text format: a list of hundreds of numbers costs psycopg much more."""
+    return f"{{{','.join(map(str, values))}}}"
+
+
+def _tuples(conn: Connection, name: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """`fetch` for many rows."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(query(name), params).fetchall()
+
+
+@lru_cache(maxsize=4096)
+def _json(payload: Payload) -> str:
+    return json.dumps(encode(payload), ensure_ascii=False)
+
+
+def _text(value: str) -> str:
+    """A value in COPY's text format."""
+    if value.isalnum():
+        return value
+    return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _stream(conn: Connection, name: str, lines: Sequence[str]) -> None:
+    with conn.cursor() as cursor, cursor.copy(query(name)) as copy:
+        for begin in range(0, len(lines), 500):
+            copy.write("".join(lines[begin : begin + 500]))
 
 
 def _put_back(conn: Connection, name: str, **params: Any) -> list[dict[str, Any]]:

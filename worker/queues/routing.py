@@ -22,13 +22,14 @@ def route(topology: str, role_of: Callable[[UUID], str]) -> Route:
     return lambda *_: "default"
 
 
-def resolve(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The names that match, in the order of the patterns; a pattern without `*` stands for itself."""
-    resolved: dict[str, None] = {}
-    for pattern in patterns:
-        if "*" not in pattern:
-            resolved[pattern] = None
-        else:
-            regex = re.compile(".*".join(re.escape(part) for part in pattern.split("*")))
-            resolved.update((name, None) for name in names if regex.fullmatch(name))
-    return list(resolved)
+def listens(patterns: Sequence[str], queue: str) -> bool:
+    """Whether a worker told `patterns` serves that queue; `*` stands for any characters, nothing else does."""
+    return any(
+        re.fullmatch(".*".join(re.escape(part) for part in pattern.split("*")), queue, re.DOTALL)
+        for pattern in patterns
+    )
+
+
+def like(pattern: str) -> str:
+    """The pattern as SQL's LIKE reads it."""
+    return re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%")

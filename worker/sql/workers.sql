@@ -1,7 +1,7 @@
 -- name: register_worker
 -- A worker begins its life; the id is new for every process.
-insert into workers (host, pid, name, queues, release, lease_until)
-values (%(host)s, %(pid)s, %(name)s, %(queues)s, %(release)s, now() + %(lease)s * interval '1 second')
+insert into workers (host, pid, name, queues, listens, release, lease_until)
+values (%(host)s, %(pid)s, %(name)s, %(queues)s, %(listens)s, %(release)s, now() + %(lease)s * interval '1 second')
 returning id;
 
 -- name: hold_worker
@@ -16,6 +16,14 @@ set seen_at = now(), lease_until = now() + %(lease)s * interval '1 second', done
 where id = %(worker)s
 returning id;
 
+-- name: doze
+-- A worker is about to sleep: from now on producers wake it.
+update workers set asleep = true where id = %(worker)s;
+
+-- name: rouse
+-- A worker is busy: producers need not wake it.
+update workers set asleep = false where id = %(worker)s and asleep;
+
 -- name: unregister_worker
 -- A worker's clean end.
 delete from workers where id = %(worker)s;
@@ -23,13 +31,19 @@ delete from workers where id = %(worker)s;
 -- name: bury_workers
 -- Removes dead workers, and lets go of the requests they had under way.
 with gone as (delete from workers where id = any(%(workers)s::bigint[]) returning id)
-update limiter_grants set done_at = now() where done_at is null and worker in (select id from gone);
+update limiter_grants set done_at = now() + interval '1 second' where done_at is null and worker in (select id from gone);
 
 -- name: workers
 -- Who is alive, with how long ago it was last heard of and what it holds.
 select w.id, host, pid, name, queues, release, started_at, done, failed, rss_mb,
        extract(epoch from now() - seen_at)::float as silent_seconds,
-       (select count(*) from sync_queue q where q.status = 'processing' and q.worker = w.id) as processing
+       coalesce(processing, 0) as processing
 from workers w
+left join (select worker, count(*) as processing from sync_queue where status = 'processing' group by worker) held
+  on held.worker = w.id
 where lease_until > now()
 order by w.id;
+
+-- name: workers_of_other_releases
+-- Who is alive and runs other code than this.
+select host, pid, name, release from workers where lease_until > now() and release <> %(release)s order by id;
