@@ -48,7 +48,12 @@ class Settings(BaseModel):
         description="How tasks are routed to queues: `single` → `default`; `priority` → `high` and `low`; "
         "`account` → `account-main-ID` and `account-child-ID`. Producers and workers must agree.",
     )
-    REDIS_URL: SecretStr | None = Field(None, description="`redis://…`; only for the redis queue, not used yet.")
+    LIMITER_STORE: Literal["database", "redis"] = Field(
+        "database", description="Where the limiter's state lives; the same for all workers. `redis` needs REDIS_URL."
+    )
+    REDIS_URL: SecretStr | None = Field(
+        None, validate_default=True, description="`redis://…`; for LIMITER_STORE=redis."
+    )
     MOYSKLAD_API_URL: str = Field(
         "https://api.moysklad.ru/api/remap/1.2", description="Base address of MoySklad's JSON API 1.2."
     )
@@ -74,6 +79,13 @@ class Settings(BaseModel):
         gt=0,
         le=600,
         description="Seconds to wait for one answer; MoySklad works on a bulk request up to 300.",
+    )
+    EFFECT_SECONDS: float = Field(
+        300,
+        gt=0,
+        le=3600,
+        description="A request whose answer was lost may take effect for so long; until then a unit, country, "
+        "currency, price type or folder it was to create is looked for, not created again.",
     )
     KEEP_COMPLETED_DAYS: float = Field(3, ge=0, description="Completed tasks are pruned after so many days.")
     KEEP_FAILED_DAYS: float = Field(90, ge=0, description="Failed tasks are pruned after so many days.")
@@ -116,6 +128,13 @@ class Settings(BaseModel):
     @classmethod
     def _empty_is_none(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value and value.get_secret_value() else None
+
+    @field_validator("REDIS_URL")
+    @classmethod
+    def _is_there_when_needed(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None and info.data.get("LIMITER_STORE") == "redis":
+            raise ValueError("must be set when LIMITER_STORE is 'redis'")
+        return value
 
     @field_validator("API_TOKEN")
     @classmethod

@@ -91,6 +91,15 @@ def test_what_does_not_hold_is_named(name: str, value: str, words: str) -> None:
     assert "p4ssw0rd" not in message
 
 
+def test_the_limiter_in_redis_needs_a_redis() -> None:
+    """LIMITER_STORE=redis without REDIS_URL does not hold; with it, or in the database, it does."""
+    assert "REDIS_URL: must be set when LIMITER_STORE is 'redis'" in refusal(LIMITER_STORE="redis")
+    assert "LIMITER_STORE: " in refusal(LIMITER_STORE="memory")
+    both = {"LIMITER_STORE": "redis", "REDIS_URL": "redis://localhost"}
+    assert Settings.from_env(GOOD | both).LIMITER_STORE == "redis"
+    assert Settings.from_env(GOOD).LIMITER_STORE == "database"
+
+
 def test_all_problems_are_told_at_once() -> None:
     """Three bad values and an open door: four lines."""
     message = refusal(API_PORT="x", LOG_LEVEL="loud", APP_KEY="short", API_HOST="0.0.0.0")

@@ -1,31 +1,34 @@
--- name: acquire
--- A reservation and how long to wait for it, or only how long to wait before asking again; see
--- limiter_acquire in the migrations.
-select grant_id, wait, reason
-from limiter_acquire(%(principal)s, %(account)s, %(units)s, %(budget)s, %(window)s, %(lag)s, %(parallel)s,
-                     %(account_parallel)s, %(longest)s, %(worker)s, %(ttl)s);
-
--- name: postpone
--- The request is sent later than its turn: its units stay in the window for so much longer.
-update limiter_grants set leaves_at = leaves_at + %(late)s * interval '1 second' where id = %(grant)s;
+-- name: ask
+-- Whether this ticket's request may be sent now, else how long to wait before asking again; see limiter_ask in 0004.
+select granted, wait, reason
+from limiter_ask(%(ticket)s, %(principal)s, %(account)s, %(units)s, %(urgent)s, %(lag)s, %(longest)s, %(worker)s,
+                 %(channel)s, %(reap)s, %(lock_class)s, %(ttl)s, %(budget)s, %(window)s, %(parallel)s,
+                 %(account_parallel)s, %(poll)s, %(patience)s, %(catch_up)s);
 
 -- name: free
--- The request is over: its slot is free, and it was counted by now at the latest.
-update limiter_grants
-set done_at = clock_timestamp(),
-    leaves_at = least(leaves_at, clock_timestamp() + %(window)s * interval '1 second')
-where id = %(grant)s and done_at is null;
+-- The request is over, and what its answer's headers say.
+select weight, neighbour from limiter_free(%(ticket)s, %(limit)s, %(remaining)s, %(budget)s, %(window)s, %(lag)s);
+
+-- name: cancel
+-- The request will not be sent.
+select limiter_cancel(%(ticket)s);
 
 -- name: pause_principal
--- Nobody may send for this token before then.
-insert into limiter_principals (principal, paused_until)
-values (%(principal)s, clock_timestamp() + %(wait)s * interval '1 second')
-on conflict (principal) do update
-set paused_until = greatest(limiter_principals.paused_until, excluded.paused_until);
+-- Nobody may send for this token before then; for how long.
+select wait from limiter_pause(%(principal)s, %(wait)s, %(steps)s, %(forgotten)s);
+
+-- name: shrink_principal
+-- One slot less for this token for a while; for how long nobody sends.
+select wait from limiter_shrink(%(principal)s, %(parallel)s, %(breath)s, %(steps)s, %(forgotten)s);
+
+-- name: hello
+-- Says something on a channel, to find out whether it is heard.
+select pg_notify(%(channel)s, 'hello');
 
 -- name: forget_principals
 -- Drops the rows of tokens that nobody has used for a day.
-with idle as (delete from limiter_grants where leaves_at < now() - interval '1 hour' returning principal)
+with idle as (delete from limiter_grants where leaves_at < now() - interval '1 hour'),
+     dead as (delete from limiter_tickets where expires_at < now() - interval '1 hour')
 delete from limiter_principals p
 where p.paused_until < now() - interval '1 day' and p.last_start < now() - interval '1 day'
-  and not exists (select from limiter_grants g where g.principal = p.principal);
+  and not exists (select from limiter_grants g where g.principal = p.principal and g.leaves_at > now() - interval '1 day');
