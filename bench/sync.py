@@ -41,10 +41,17 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--latency", type=int, default=0, help="milliseconds of the simulated MoySklad per request")
+    parser.add_argument("--batch", type=int, default=500, help="tasks claimed at once: elements of an array")
     parser.add_argument("--json", action="store_true", help="one last line of JSON")
     given = parser.parse_args()
 
-    stage = Stage(products=given.products, children=given.children, workers=given.workers, latency_ms=given.latency)
+    stage = Stage(
+        products=given.products,
+        children=given.children,
+        workers=given.workers,
+        latency_ms=given.latency,
+        work_options=f"--sleep 3 --tries 3 --max-time 3600 --timeout 300 --batch {given.batch}",
+    )
     with stage:
         before = sum(map(cpu_seconds, stage.worker_pids()))
         report = press(stage)

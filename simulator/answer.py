@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -111,6 +112,15 @@ class Answer:
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         half = body[: len(body) // 2]
         await send({"type": "http.response.body", "body": half, "more_body": True})
+
+    async def drip(self, send: Send, base: str, seconds: float) -> None:
+        """Promise the whole body and deliver it byte by byte, as long as the client stays."""
+        headers, body = self.wire(base)
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        for index in range(len(body)):
+            await send({"type": "http.response.body", "body": body[index : index + 1], "more_body": True})
+            await asyncio.sleep(seconds)
+        await send({"type": "http.response.body", "body": b""})
 
 
 def cut(scope: Scope) -> None:

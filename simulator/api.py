@@ -12,7 +12,7 @@ import time
 from .account import Account
 from .answer import Answer, Call, Receive, Scope, Send, cut
 from .errors import ApiError, Empty
-from .faults import Fault
+from .faults import CUT, Fault
 from .ledger import Entry
 from .limits import PARALLEL_PER_ACCOUNT, PARALLEL_PER_PRINCIPAL, PERIOD, UNITS, Principal
 from .render import dumps
@@ -22,6 +22,23 @@ from .world import World
 log = logging.getLogger("simulator")
 
 MAX_HEAD = 8 * 1024  # headers with the URL (md/_restrictions.md)
+INSTEAD = ("status", "html", "redirect")
+"""Kinds of fault that answer in place of the API."""
+CODES = {
+    400: 2001,
+    401: 1056,
+    403: 1061,
+    404: 1002,
+    405: 1039,
+    409: 1028,
+    412: 3000,
+    413: 1044,
+    415: 1037,
+    429: 1049,
+    503: 1074,
+    504: 1088,
+}
+"""The vendor's code in an ordered answer of that status, if the order names none."""
 ACCEPTED = frozenset({"*/*", "application/json", "application/json;charset=utf-8"})
 
 
@@ -40,13 +57,18 @@ class Api:
             fault = exchange.fault
             if fault:
                 scope.setdefault("state", {})["fault"] = fault.kind  # for middleware that judges answers
-            if fault and fault.kind in ("drop_before", "drop_after"):
+            if fault and fault.kind in CUT:
                 exchange.finish(0)
                 cut(scope)
+                if fault.kind == "late":
+                    await exchange.do_late(fault)
             elif fault and fault.kind == "truncate":
                 exchange.finish(answer.status, answer.items)
                 await answer.send_half(send, call.base)
                 cut(scope)
+            elif fault and fault.kind == "drip":
+                exchange.finish(answer.status, answer.items)
+                await answer.drip(send, call.base, fault.delay_ms / 1000)
             else:
                 answer.headers = {**exchange.finish(answer.status, answer.items), **answer.headers}
                 await answer.send(send, call.base)
@@ -91,7 +113,7 @@ class _Exchange:
         except Exception:
             log.exception("%s %s broke the simulator", self.call.method, self.call.path)
             answer = Answer.refusal(ApiError(1999))
-        return _spoiled(answer, fault)
+        return _spoiled(answer, fault, self.call)
 
     # --- admission ---
 
@@ -145,6 +167,7 @@ class _Exchange:
     def take_units(self, account: Account, principal: Principal) -> None:
         """Units of the window, or error 1049; a refused request costs none."""
         window = principal.window
+        self.world.ledger.neighbour(account.id, principal.admit_neighbour(self.now))
         if not window.take(self.now, principal.weight):
             wait = str(math.ceil(window.wait(self.now, principal.weight) * 1000))
             self.limit_headers = {"x-lognex-retry-after": wait, "x-lognex-reset": wait}
@@ -202,14 +225,29 @@ class _Exchange:
 
     async def suffer(self, fault: Fault) -> Answer | None:
         """What a fault does before the effect; an answer if the request ends there."""
-        if fault.kind != "status" or fault.status != 429:
+        if fault.kind not in ("late", "drip") and (fault.kind != "status" or fault.status != 429):
             await _sleep(fault.delay_ms)
-        if fault.kind == "drop_before":
+        if fault.kind in ("drop_before", "late") or (fault.kind == "timeout" and not fault.effect):
             return Answer(500)
-        if fault.kind in ("status", "html") and not fault.effect:
+        if fault.code == 1073:
+            self.limit_headers = {"x-lognex-reset": "0"}
+        if fault.kind in INSTEAD and not fault.effect:
             await _sleep(self.world.latency_ms)
-            return _wrong_answer(fault)
+            return _wrong_answer(fault, self.call)
         return None
+
+    async def do_late(self, fault: Fault) -> None:
+        """The effect of a request whose client has been cut off, when its time has come."""
+        await _sleep(fault.delay_ms)
+        if self.account is None:
+            return
+        try:
+            self.check_content()
+            self.do(self.account)
+        except (ApiError, Empty):
+            return
+        if self.applied:
+            self.world.ledger.applied_late(self.account.id, self.call.method, self.call.path)
 
     # --- the end ---
 
@@ -251,23 +289,25 @@ async def _sleep(milliseconds: float) -> None:
         await asyncio.sleep(milliseconds / 1000)
 
 
-def _wrong_answer(fault: Fault) -> Answer:
-    """The answer of a `status` or `html` fault."""
+def _wrong_answer(fault: Fault, call: Call) -> Answer:
+    """The answer of a fault that replaces the real one."""
     if fault.kind == "html":
         text = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
         return Answer(fault.status or 502, text.encode(), "text/html;charset=UTF-8")
+    if fault.kind == "redirect":  # an id of the web interface is answered so, with the API's own: md/_general.md
+        return Answer(fault.status or 308, headers={"location": f"{call.base}{call.path}"})
     status = fault.status or 503
-    if status == 429:
+    error = dumps(ApiError(fault.code or CODES.get(status, 1999), "", "", "").body())
+    if status == 429 and fault.code != 1073:
         wait = str(int(fault.delay_ms) or 1000)
-        headers = {"x-lognex-retry-after": wait, "x-lognex-reset": wait}
-        return Answer(429, dumps(ApiError(1049).body()), headers=headers)
-    return Answer(status, dumps(ApiError(1999).body()))
+        return Answer(429, error, headers={"x-lognex-retry-after": wait, "x-lognex-reset": wait})
+    return Answer(status, error)
 
 
-def _spoiled(answer: Answer, fault: Fault | None) -> Answer:
+def _spoiled(answer: Answer, fault: Fault | None, call: Call) -> Answer:
     """What a fault does to an answer after the effect."""
-    if fault and fault.kind in ("status", "html"):
-        return _wrong_answer(fault)
+    if fault and fault.kind in INSTEAD:
+        return _wrong_answer(fault, call)
     if fault and fault.kind == "wrong_json":
         return Answer(200, b'{"rows": [{"id": ', items=answer.items)
     return answer

@@ -13,6 +13,7 @@ from .account import Account
 from .diff import diff
 from .errors import ApiError
 from .kinds import insert
+from .limits import Neighbour
 from .seed import mutate, seed
 from .vat import derive_all
 from .world import World
@@ -24,6 +25,7 @@ def control_routes(world: World) -> APIRouter:
     """All control paths, working on one world."""
     router = APIRouter(prefix="/_control")
     _account_routes(router, world)
+    _neighbour_route(router, world)
     _catalogue_routes(router, world)
     _fault_routes(router, world)
     _ledger_routes(router, world)
@@ -93,6 +95,20 @@ def _account_routes(router: APIRouter, world: World) -> None:
             if token in account.principals:
                 account.principals[token].forgive()
         return _described(account)
+
+
+def _neighbour_route(router: APIRouter, world: World) -> None:
+    @router.post("/neighbour")
+    async def neighbour(order: Order = Body()) -> Order:
+        """Have somebody else use the same `token`: `units_per_second` from now on, `weight` at once; 0 ends it."""
+        principal = world.tokens.get(str(order.get("token")))
+        if principal is None:
+            raise HTTPException(404, f"no token {order.get('token')}")
+        rate, weight = float(order["units_per_second"]), int(order.get("weight", principal.weight))
+        if rate < 0 or weight < 1:
+            raise HTTPException(422, "units_per_second must not be negative, weight must be 1 or more")
+        principal.neighbour = Neighbour(rate, weight, world.clock()) if rate else None
+        return {"token": principal.name, "units_per_second": rate, "weight": weight}
 
 
 def _catalogue_routes(router: APIRouter, world: World) -> None:

@@ -10,20 +10,29 @@ KINDS = (
     "status",
     "drop_before",
     "drop_after",
+    "late",
+    "timeout",
     "html",
     "truncate",
+    "drip",
+    "redirect",
     "delay",
     "wrong_json",
     "item_error",
 )
+CUT = frozenset({"drop_before", "drop_after", "late", "timeout"})
+"""Kinds that end the connection without an answer."""
 
 
 @dataclass
 class Fault:
     """One rule: which requests it hits, how often, and what then goes wrong.
 
-    `status`, `html` and `drop_before` leave no effect; with `effect` true a `status` or `html` answer comes
-    *after* the effect, like a gateway that timed out. `drop_after`, `truncate` and `wrong_json` follow it.
+    `status`, `html`, `redirect`, `timeout` and `drop_before` leave no effect; with `effect` true those that
+    answer, and `timeout`, come *after* it, like a gateway that lost patience. `drop_after`, `truncate`, `drip`
+    and `wrong_json` follow it. `late` cuts the connection at once and takes effect `delay_ms` later: a server
+    that goes on working for a client who has gone. `timeout` keeps silent for `delay_ms`, then cuts.
+    `drip` sends one byte of the body every `delay_ms`, for ever or to its end.
     """
 
     kind: str
@@ -37,7 +46,7 @@ class Fault:
     seed: int = 1
     effect: bool = False
     items: list[int] = field(default_factory=list)
-    code: int = 3006
+    code: int | None = None
     hits: int = 0
 
     def __post_init__(self) -> None:

@@ -28,6 +28,11 @@ class Entry:
     applied: bool  # whether the handler ran to its end, so that a write took effect
 
 
+def is_write(method: str, path: str) -> bool:
+    """Whether such a request changes what the account has."""
+    return method != "GET" and path.startswith(("/entity/", "/context/"))
+
+
 @dataclass
 class Totals:
     """Counters of one account, or of all of them."""
@@ -37,6 +42,8 @@ class Totals:
     units: int = 0
     by_status: Counter[str] = field(default_factory=Counter)
     by_path: Counter[str] = field(default_factory=Counter)
+    neighbour_units: int = 0
+    """Spent by somebody else who uses the same token."""
     max_units_3s: int = 0
     max_parallel: int = 0
 
@@ -51,7 +58,7 @@ class Totals:
         self.units += entry.units
         self.by_status[str(entry.status)] += 1
         self.by_path[f"{entry.method} {_ID.sub('/{id}', entry.path)}"] += 1
-        if entry.applied and entry.method != "GET" and entry.path.startswith(("/entity/", "/context/")):
+        if entry.applied and is_write(entry.method, entry.path):
             self.writes += 1
 
     def peak(self, units: int, parallel: int) -> None:
@@ -82,12 +89,23 @@ class Ledger:
         self.total.peak(units, parallel)
         self.of(account).peak(units, parallel)
 
+    def neighbour(self, account: str, units: int) -> None:
+        """Somebody else has spent units of a token's window."""
+        self.total.neighbour_units += units
+        self.of(account).neighbour_units += units
+
     def add(self, entry: Entry) -> None:
         """A request ended."""
         self.entries.append(entry)
         self.total.add(entry)
         if entry.account:
             self.of(entry.account).add(entry)
+
+    def applied_late(self, account: str, method: str, path: str) -> None:
+        """A request that is down as cut off took effect after all."""
+        if is_write(method, path):
+            self.total.writes += 1
+            self.of(account).writes += 1
 
     def switched_off(self, t: float, account: str, principal: str, reason: str) -> None:
         """A principal lost its access."""

@@ -7,6 +7,7 @@ the kill-switch instead. Every refusal is still in the ledger.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 UNITS = 45
@@ -80,18 +81,42 @@ class Rate:
 
 
 @dataclass
+class Neighbour:
+    """Somebody else who uses the same token: `units` spent evenly, `rate` a second, `weight` at once."""
+
+    rate: float
+    weight: int
+    next: float
+    """When it sends again."""
+
+    def due(self, now: float) -> Iterator[float]:
+        """The moments until now at which it has sent."""
+        while self.next <= now:
+            yield self.next
+            self.next += self.weight / self.rate
+
+
+@dataclass
 class Principal:
-    """One token or login: its weight, its window, its running requests and its misdeeds."""
+    """One token or login: its weight, its window, its running requests, its neighbour and its misdeeds."""
 
     name: str
     account: str
     weight: int = 1
     window: Window = field(default_factory=Window)
     running: int = 0
+    neighbour: Neighbour | None = None
     disabled: str | None = None
     throttled: Rate = field(default_factory=lambda: Rate(MAX_THROTTLED))
     identical: Rate = field(default_factory=lambda: Rate(MAX_IDENTICAL))
     puts: Rate = field(default_factory=lambda: Rate(MAX_PUTS))
+
+    def admit_neighbour(self, now: float) -> int:
+        """Let the neighbour spend what it had sent by now, at its moments; how many units fitted."""
+        if self.neighbour is None:
+            return 0
+        weight = self.neighbour.weight
+        return sum(weight for moment in self.neighbour.due(now) if self.window.take(moment, weight))
 
     def judge(self, now: float, method: str, path: str, status: int) -> str | None:
         """Note one answered request; the reason if it was the one that turned access off."""

@@ -154,7 +154,7 @@ def _each(items: list[Any], fault: Fault | None, work: Callable[[Any], bytes]) -
 
 def _forced(fault: Fault | None, index: int) -> None:
     if fault is not None and fault.kind == "item_error" and index in fault.items:
-        raise ApiError(fault.code, "name", "", "", parameter="name")
+        raise ApiError(fault.code or 3006, "name", "", "", parameter="name")
 
 
 def _array(call: Call) -> list[Any]:

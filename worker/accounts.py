@@ -13,10 +13,12 @@ from cryptography.fernet import Fernet, InvalidToken
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from worker.db import Database, fetch_one
+from worker.db import Connection, Database, fetch_one
 from worker.errors import ConfigError, Conflict, NotFound, Unauthorized
 from worker.telemetry import emit
 
+BULK_LATELY = 600.0
+"""Seconds for which the size of an array that was refused is taken for a limit."""
 FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 WEIGHTS: dict[str, tuple[tuple[date, int], ...]] = {
@@ -41,6 +43,8 @@ class Account:
     auth: str
     weight: int | None
     token: str = field(repr=False)
+    bulk: int = 1000
+    """Elements per array that its requests are known to bear."""
 
     @property
     def principal(self) -> str:
@@ -115,7 +119,7 @@ class Accounts:
                 f"the token of account {id} was encrypted with another APP_KEY: restore that key, "
                 f"or enter the token anew with `accounts token {id}`"
             ) from None
-        return Account(row["id"], row["name"], row["role"], row["auth"], row["weight"], token)
+        return Account(row["id"], row["name"], row["role"], row["auth"], row["weight"], token, row["bulk"])
 
     def role_of(self, id: UUID) -> str:
         """`main` or `child`. Raises NotFound."""
@@ -149,6 +153,32 @@ class Accounts:
         """The same for `wait` seconds."""
         self._db.fetch("pause_account", id=id, wait=wait, reason=reason)
 
+    def unpark(self, id: UUID) -> None:
+        """Have its tasks be claimed again at once, whatever it was parked for. Raises NotFound."""
+        if not self._db.fetch("unpark_account", id=id):
+            raise NotFound(f"there is no account {id}; `accounts list` shows those known")
+        emit("account.unpark", account=id)
+
+    def shrink_bulk(self, id: UUID, size: int, *, refused: bool) -> int:
+        """An array of `size` elements was too much for it (or only too slow); how long they may be now."""
+        rows = self._db.fetch("shrink_bulk", id=id, size=size, refused=refused)
+        bulk = int(rows[0]["bulk"]) if rows else max(1, size // 2)
+        emit("bulk.shrink", level="warning", account=id, size=bulk)
+        return bulk
+
+    def grow_bulk(self, id: UUID, size: int) -> int:
+        """It has borne a full array of `size` elements well; how long they may be now."""
+        rows = self._db.fetch("grow_bulk", id=id, size=size, lately=BULK_LATELY)
+        if not rows:
+            return size
+        emit("bulk.grow", account=id, size=rows[0]["bulk"])
+        return int(rows[0]["bulk"])
+
+    def restore_bulk(self, id: UUID, size: int) -> int:
+        """It was one element, not their number, that was too much; how long arrays may be now."""
+        self._db.fetch("restore_bulk", id=id, size=size)
+        return size
+
     def link(self, main: UUID, child: UUID, settings: LinkSettings | None = None) -> LinkSettings:
         """Have `child` receive from `main`. Raises NotFound, or Conflict when the roles do not fit."""
         if main == child:
@@ -158,6 +188,8 @@ class Accounts:
                 raise Conflict(f"account {id} is not a {role} account")
         settings = settings or LinkSettings()
         with self._db.transaction() as conn:
+            # A statement of its own: only the next one sees what was recorded while it waited.
+            fetch_one(conn, "lock_link_to_change", main=main, child=child)
             fetch_one(conn, "link", main=main, child=child, settings=Jsonb(settings.model_dump()))
         emit("account.link", main=main, child=child)
         return settings
@@ -190,6 +222,12 @@ class Accounts:
         if not (token.isascii() and token.isprintable()):
             raise ConfigError("the token has characters that no token has: copy it anew, as plain text")
         return self._fernet.encrypt(token.encode()).decode()
+
+
+def still_so(conn: Connection, link: Link) -> bool:
+    """Whether the link has the same settings now, which then stay until the transaction ends."""
+    row = fetch_one(conn, "lock_link", main=link.main, child=link.child)
+    return row is not None and LinkSettings.parse(row["settings"]) == link.settings
 
 
 def _link(row: dict[str, Any]) -> Link:

@@ -10,10 +10,11 @@ from types import TracebackType
 from uuid import UUID
 
 from worker.accounts import Accounts
+from worker.breaker import Breaker
 from worker.db import Database, require_schema
 from worker.executor import Executor, Handler
 from worker.lease import Lease
-from worker.limiter import Limiter
+from worker.limiter import DatabaseStore, Limiter, Store
 from worker.loop import Loop, Options
 from worker.monitor import Monitor
 from worker.moysklad import Client
@@ -43,8 +44,17 @@ class App:
             self.db, route(settings.QUEUE_TOPOLOGY, lru_cache(maxsize=10_000)(self.accounts.role_of))
         )
         self.runs = Runs(self.db)
-        self.limiter = Limiter(self.db, ttl=settings.READ_TIMEOUT + settings.CONNECT_TIMEOUT + 30)
+        self.limiter = Limiter(self._limiter_store())
+        self.breaker = Breaker(self.db)
         self.monitor = Monitor(self.db, self.queue)
+
+    def _limiter_store(self) -> Store:
+        settings = self.settings
+        if settings.LIMITER_STORE == "redis" and settings.REDIS_URL:
+            from worker.limiter.redis import RedisStore  # its package is an extra
+
+            return RedisStore(settings.REDIS_URL.get_secret_value())
+        return DatabaseStore(self.db, ttl=settings.READ_TIMEOUT + settings.CONNECT_TIMEOUT + 30)
 
     def __enter__(self) -> App:
         return self
@@ -56,6 +66,7 @@ class App:
 
     def close(self) -> None:
         """Close the connections."""
+        self.limiter.close()
         self.db.close()
 
     def require_schema(self) -> None:
@@ -85,6 +96,11 @@ class App:
         self.accounts.set_token(account, token)
         self.runs.reopen()
 
+    def unpark(self, account: UUID) -> None:
+        """Have a parked account, and the runs that waited for it, go on. Raises NotFound."""
+        self.accounts.unpark(account)
+        self.runs.reopen()
+
     def tidy(self) -> None:
         """Take up what dead workers have left: their tasks, and runs they could not end."""
         self.queue.rescue()
@@ -96,8 +112,11 @@ class App:
             self.accounts.get(account),
             self.settings.MOYSKLAD_API_URL,
             self.limiter,
+            breaker=self.breaker,
+            current=lambda: self.accounts.get(account),
             connect_timeout=self.settings.CONNECT_TIMEOUT,
             read_timeout=self.settings.READ_TIMEOUT,
+            effect_seconds=self.settings.EFFECT_SECONDS,
             deadline=deadline,
         )
 

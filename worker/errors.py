@@ -7,6 +7,8 @@ WorkerError
 ├── Conflict                  the request contradicts what exists (duplicate account, wrong role, ...)
 └── TaskError                 how one task ends when it does not succeed
     ├── Retryable             again later, counting an attempt
+    │   ├── Unreachable       ... and nothing was sent: no connection, or no time left
+    │   └── Slow              ... the answer was not there, or not whole, in time
     ├── RateLimited(wait)     again after `wait` seconds, counting no attempt
     ├── Unauthorized          the account's token is refused: park the account, count no attempt
     ├── Skipped(reason)       nothing to do, and the reason is worth telling
@@ -66,12 +68,24 @@ class Retryable(TaskError):
     """Worth another attempt later (network, 5xx, conflict)."""
 
 
-class RateLimited(TaskError):
-    """The principal must wait `wait` seconds before its next request."""
+class Unreachable(Retryable):
+    """Nothing was sent: no connection could be made, or there was no time left for it."""
 
-    def __init__(self, message: str, wait: float) -> None:
+
+class Slow(Retryable):
+    """The answer did not come, or not to its end, in time; the request may still take effect."""
+
+
+class RateLimited(TaskError):
+    """The principal must wait `wait` seconds before its next request.
+
+    `parallel` tells that it had too many under way at once, not too many in a time.
+    """
+
+    def __init__(self, message: str, wait: float, *, parallel: bool = False) -> None:
         super().__init__(message)
         self.wait = wait
+        self.parallel = parallel
 
 
 class Unauthorized(TaskError):

@@ -99,8 +99,14 @@ def taken(db: Database, child: UUID, type: str, ids: Collection[UUID]) -> set[UU
     return {row["child_entity_id"] for row in db.fetch("claimed_by_others", child=child, type=type, ids=list(ids))}
 
 
-def save(conn: Connection, child: UUID, type: str, pairs: Sequence[Mapped]) -> None:
-    """Remember what the child has received."""
+def owners(db: Database, child: UUID, type: str, ids: Collection[UUID]) -> dict[UUID, UUID]:
+    """The child's entity → main's that it is mapped to, for those of these that are mapped."""
+    rows = db.fetch("owners", child=child, type=type, ids=list(ids))
+    return {row["child_entity_id"]: row["main_entity_id"] for row in rows}
+
+
+def save(conn: Connection, child: UUID, type: str, pairs: Sequence[Mapped], *, current: bool = True) -> None:
+    """Remember what the child has received; not `current`, it is to be sent again all the same."""
     if pairs:
         fetch(
             conn,
@@ -109,8 +115,33 @@ def save(conn: Connection, child: UUID, type: str, pairs: Sequence[Mapped]) -> N
             type=type,
             main_ids=[pair.main_id for pair in pairs],
             child_ids=[pair.child_id for pair in pairs],
-            hashes=[pair.hash for pair in pairs],
+            hashes=[pair.hash if current else None for pair in pairs],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A create that was sent, and whose outcome is not known: how many seconds ago, and how often so far."""
+
+    age: float
+    tries: int
+
+
+def intents(db: Database, child: UUID, type: str) -> dict[UUID, Intent]:
+    """Those of the child, by main's id."""
+    rows = db.fetch("intents", child=child, type=type)
+    return {row["main_entity_id"]: Intent(row["age"], row["tries"]) for row in rows}
+
+
+def intend(db: Database, child: UUID, type: str, main_ids: Collection[UUID]) -> None:
+    """Note, before it is sent, that these are about to be created: whoever comes after a crash looks for them."""
+    db.fetch("intend", child=child, type=type, ids=list(main_ids))
+
+
+def fulfil(conn: Connection, child: UUID, type: str, main_ids: Collection[UUID]) -> None:
+    """The outcome of these creates is known."""
+    if main_ids:
+        fetch(conn, "fulfil", child=child, type=type, ids=list(main_ids))
 
 
 def drop(conn: Connection, child: UUID, type: str, main_ids: Collection[UUID]) -> None:

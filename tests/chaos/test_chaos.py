@@ -51,7 +51,13 @@ def test_workers_killed_every_second(seed: int) -> None:
     """
     rng = random.Random(seed)
     killed: list[int] = []
-    with Stage(products=1000, children=3, latency_ms=20, work_options="--sleep 1 --tries 3 --batch 100") as stage:
+    with Stage(
+        products=1000,
+        children=3,
+        latency_ms=20,
+        work_options="--sleep 1 --tries 3 --batch 100",
+        env={"EFFECT_SECONDS": 3},  # a unit whose creator was killed is not created again before
+    ) as stage:
 
         def kill(over: threading.Event) -> None:
             while not over.wait(1.0):

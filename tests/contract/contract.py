@@ -36,7 +36,9 @@ UNDESCRIBED = [
     ("POST", re.compile(r"/security/token")),
 ]
 EMPTY_STATUSES = (414, 415)  # refused before anything could write a body
-UNCHECKED_FAULTS = ("html", "truncate", "wrong_json", "drop_before", "drop_after")
+UNCHECKED_FAULTS = (
+    "html", "truncate", "drip", "redirect", "wrong_json", "drop_before", "drop_after", "late", "timeout",
+)  # fmt: skip
 
 
 @cache

@@ -1,5 +1,7 @@
 """Faults on order: each goes wrong in its own way, and the effect is as promised."""
 
+import time
+
 import pytest
 import requests
 
@@ -160,3 +162,69 @@ def test_slots_come_back_after_a_cut(sim, main):
             main.ask("GET", "/entity/uom")
 
     assert Client(sim, main.clock, main.account, "main").ask("GET", "/entity/uom").status == 200
+
+
+def test_late_takes_effect_after_the_cut(sim, main):
+    """The client is cut off at once; the product appears when its time has come, and counts as a write."""
+    order(sim, kind="late", delay_ms=300, count=1)
+
+    with pytest.raises(requests.ConnectionError):
+        main.ask("POST", "/entity/product", BODY)
+    before = count(main)
+    wait_for(lambda: count(main) == 1)
+
+    assert before == 0
+    assert sim.control("GET", "/ledger")["writes"] == 1
+
+
+@pytest.mark.parametrize(("effect", "made"), [(False, 0), (True, 1)])
+def test_timeout_keeps_silent(sim, main, effect, made):
+    """No answer for as long as ordered, then a cut; the effect only if ordered."""
+    order(sim, kind="timeout", delay_ms=200, effect=effect, count=1)
+
+    with pytest.raises(requests.ConnectionError):
+        main.ask("POST", "/entity/product", BODY)
+
+    assert sim.control("GET", "/ledger?entries=1")["entries"][-1]["duration_ms"] >= 190
+    assert count(main) == made
+
+
+def test_a_drip_comes_byte_by_byte(sim, main):
+    """The answer is right, and each of its bytes takes its time."""
+    order(sim, kind="drip", path="/context/companysettings/pricetype", delay_ms=1, count=1)
+    began = time.monotonic()
+
+    answer = main.ask("GET", "/context/companysettings/pricetype")
+
+    assert answer.body[0]["name"] == "Цена продажи"
+    assert time.monotonic() - began >= len(answer.body) / 1000
+
+
+def test_a_redirect(sim, main):
+    """308 with the address that would be right, and nothing made."""
+    order(sim, kind="redirect", count=1)
+
+    answer = main.ask("POST", "/entity/product", BODY, allow_redirects=False)
+
+    assert (answer.status, answer.headers["Location"]) == (308, f"{sim.url}/entity/product")
+    assert count(main) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told"), [(413, None, 1044), (504, None, 1088), (429, 1073, 1073), (503, None, 1074)]
+)
+def test_an_ordered_status_has_its_code(sim, main, status, code, told):
+    """The vendor's code for that status, or the one that was ordered; 1073 comes without a wait."""
+    order(sim, kind="status", status=status, code=code, count=1)
+
+    answer = main.ask("GET", "/entity/uom")
+
+    assert (answer.status, answer.codes) == (status, [told])
+    assert ("X-Lognex-Retry-After" in answer.headers) == (told != 1073)
+
+
+def wait_for(condition):
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)

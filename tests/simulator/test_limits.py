@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 
 from simulator.limits import Principal, Window
 from tests.simulator.client import Client, session
@@ -170,6 +171,33 @@ def test_kill_switch_after_100_puts_to_one_entity():
 
     assert principal.judge(10, "PUT", "/entity/product/2", 200) is None
     assert principal.judge(10, "PUT", "/entity/product/1", 200) is not None
+
+
+def test_a_neighbour_uses_the_same_window(sim, main):
+    """30 of its units in 3 s leave 15 to us; its requests are not in our count, and it gets its 429s itself."""
+    sim.control("POST", "/neighbour", token="main", units_per_second=10, weight=1)
+    main.clock.now += 2.95
+
+    answers = burst(main, 16)
+
+    assert [answer.status for answer in answers] == [200] * 15 + [429]
+    assert answers[0].headers["X-RateLimit-Remaining"] == "14"
+    ledger = sim.control("GET", "/ledger")
+    assert (ledger["units"], ledger["neighbour_units"], ledger["responses_429"]) == (15, 30, 1)
+
+
+def test_a_neighbour_leaves(sim, main):
+    """At 0 units a second the window is ours again; who is greedy fills it alone."""
+    sim.control("POST", "/neighbour", token="main", units_per_second=1000, weight=4)
+    main.clock.now += 1
+    assert burst(main, 2)[-1].status == 429
+
+    sim.control("POST", "/neighbour", token="main", units_per_second=0)
+    main.clock.now += 3
+
+    assert [answer.status for answer in burst(main, 45)] == [200] * 45
+    with pytest.raises(requests.HTTPError):
+        sim.control("POST", "/neighbour", token="nobody", units_per_second=1)
 
 
 def test_wait_is_until_enough_units_are_back():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
@@ -16,17 +19,31 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.conftest import Vendor
 from worker.accounts import Account
 from worker.app import App
-from worker.errors import Gone, RateLimited, Rejected, Retryable, TaskError, TooLarge, Unauthorized
+from worker.errors import (
+    Gone,
+    RateLimited,
+    Rejected,
+    Retryable,
+    Slow,
+    TaskError,
+    TooLarge,
+    Unauthorized,
+    Unreachable,
+)
 from worker.limiter import Limiter
 from worker.moysklad import PAGE, Answer, Client, decipher, error_of, id_of, item_error, wait_of
 
 ACCOUNT = UUID(int=1)
 TOKEN = "token-that-nobody-may-see"
-ENTITY = {"meta": {"href": "x"}, "id": "1"}
+ENTITY = {"meta": {"href": "x"}, "id": str(UUID(int=1))}
 
 
 def errors(*codes: int) -> bytes:
@@ -74,6 +91,8 @@ def errors(*codes: int) -> bytes:
         (200, b'{"rows": [', Retryable),
         (200, b"<html>login</html>", Retryable),
         (200, b"\xff\xfe", Retryable),
+        (200, b"[" * 100_000, Retryable),
+        (200, b"null", Retryable),
         (400, errors(2001), Rejected),
         (409, errors(1028), Rejected),
         (412, errors(3006), Rejected),
@@ -117,13 +136,15 @@ def test_answers_that_are_values(status: int, body: bytes, value: Any) -> None:
         ({"x-lognex-retry-after": "1500"}, 1.5),
         ({"x-lognex-retry-after": "0"}, 0.0),
         ({"x-lognex-retry-after": "-7"}, 0.0),
-        ({"x-lognex-retry-after": "soon"}, 3.0),
-        ({"retry-after": "9"}, 3.0),
-        ({}, 3.0),
+        ({"x-lognex-retry-after": "soon"}, 0.0),
+        ({"x-lognex-retry-after": "nan"}, 0.0),
+        ({"x-lognex-retry-after": "inf"}, 0.0),
+        ({"retry-after": "9"}, 0.0),
+        ({}, 0.0),
     ],
 )
 def test_how_long_to_wait(headers: dict[str, str], seconds: float) -> None:
-    """Milliseconds as the vendor says; a whole window where it says nothing, as for the parallel limit."""
+    """Milliseconds as the vendor says; 0 where it says nothing: the limiter knows for how long then."""
     error = error_of(429, json.loads(errors(1049))["errors"], headers)
 
     assert isinstance(error, RateLimited)
@@ -140,6 +161,9 @@ def test_how_long_to_wait(headers: dict[str, str], seconds: float) -> None:
         (json.loads(errors(1016)), Unauthorized),
         ({"errors": []}, Retryable),
         ({}, Retryable),
+        ({"meta": {}}, Retryable),
+        ({"meta": {}, "id": 7}, Retryable),
+        ({"meta": {}, "id": "x"}, Retryable),
         (None, Retryable),
         ("text", Retryable),
     ],
@@ -246,30 +270,47 @@ def site() -> Iterator[Site]:
 
 
 class Gate:
-    """A limiter that lets everybody through and remembers: who came, and what was paused."""
+    """A limiter that lets everybody through and remembers: who came, what was paused, shrunk and observed."""
 
     def __init__(self) -> None:
         self.passed = 0
         self.pauses: list[float] = []
+        self.shrinks = 0
+        self.observed: list[tuple[int | None, int | None]] = []
+        self.asked: list[dict[str, Any]] = []
+        self.series: list[float] = []
         self.inside = False
         self.refusal: RateLimited | None = None
 
     @contextmanager
-    def acquire(self, account: Account, *, fresh: bool = False) -> Iterator[None]:
+    def acquire(self, account: Account, **options: Any) -> Iterator[Gate]:
         """Pass, unless there is a refusal."""
         if self.refusal:
             raise self.refusal
         self.passed += 1
+        self.asked.append(options)
         self.inside = True
         try:
-            yield
+            yield self
         finally:
             self.inside = False
 
-    def pause(self, account: Account, wait: float) -> None:
+    def observe(self, limit: int | None, remaining: int | None) -> None:
         """Remember."""
+        assert self.inside
+        self.observed.append((limit, remaining))
+
+    def pause(self, account: Account, wait: float) -> float:
+        """Remember; the wait is the series' next one, if that is longer."""
         assert not self.inside
         self.pauses.append(wait)
+        return max(wait, self.series.pop(0) if self.series else 0.0)
+
+    def shrink(self, account: Account) -> float:
+        """Remember."""
+        assert not self.inside
+        self.shrinks += 1
+        return 0.0
 
 
 @pytest.fixture
@@ -339,7 +380,7 @@ def test_redirects_are_not_followed(client: Client, site: Site) -> None:
 def test_an_unknown_outcome_is_repeated_only_where_it_does_no_harm(
     client: Client, site: Site, gate: Gate, trouble: Reply
 ) -> None:
-    """GET and repeatable POST three times in all, each through the limiter; another POST once."""
+    """GET and repeatable POST six times in all, each through the limiter; another POST once."""
     site.replies = [trouble]
     sent = []
     for send in (
@@ -352,8 +393,8 @@ def test_an_unknown_outcome_is_repeated_only_where_it_does_no_harm(
             send()
         sent.append(len(site.asked))
 
-    assert sent == [3, 3, 1]
-    assert (gate.passed, gate.pauses) == (7, [])
+    assert sent == [6, 6, 1]
+    assert (gate.passed, gate.pauses) == (13, [])
 
 
 def test_a_repeated_request_brings_the_value(client: Client, site: Site) -> None:
@@ -376,24 +417,32 @@ def test_refusals_are_not_repeated(client: Client, site: Site, status: int, kind
 
 
 def test_a_429_makes_the_principal_wait_then_is_repeated(client: Client, site: Site, gate: Gate) -> None:
-    """1, 2, 4 seconds, never less than the header says; also for a POST that may not be sent twice."""
+    """The limiter is told what the header says; a POST that may not be sent twice was refused, so it may, too."""
     refused = (429, {"X-Lognex-Retry-After": "300"}, errors(1049))
-    long = (429, {"X-Lognex-Retry-After": "9500"}, errors(1049))
-    site.replies = [refused, refused, long, (200, {}, b"{}")]
+    silent = (429, {}, errors(1049))
+    site.replies = [refused, silent, refused, (200, {}, b"{}")]
 
     assert client.post("entity/uom", {}, repeatable=False) == {}
-    assert (gate.pauses, gate.passed) == ([1.0, 2.0, 9.5], 4)
+    assert (gate.pauses, gate.shrinks, gate.passed) == ([0.3, 0.0, 0.3], 0, 4)
+
+
+def test_too_many_at_once_makes_nobody_wait(client: Client, site: Site, gate: Gate) -> None:
+    """1073: fewer requests at once, and this one again."""
+    site.replies = [(429, {}, errors(1073)), (429, {}, errors(1073)), (200, {}, b"{}")]
+
+    assert client.get("entity/uom") == {}
+    assert (gate.pauses, gate.shrinks, gate.passed) == ([], 2, 3)
 
 
 def test_a_429_that_stays_is_given_up(client: Client, site: Site, gate: Gate) -> None:
-    """After 1, 2, 4 and 8 seconds the task is put off; the principal waits once more."""
-    site.replies = [(429, {}, errors(1073))]
+    """After five of them the task is put off for as long as the limiter says."""
+    site.replies = [(429, {}, errors(1049))]
+    gate.series = [1.0, 2.0, 4.0, 8.0, 8.5]
 
     with pytest.raises(RateLimited) as raised:
         client.get("entity/product")
 
-    assert gate.pauses == [3.0, 3.0, 4.0, 8.0, 16.0]
-    assert raised.value.wait == 16.0
+    assert (len(gate.pauses), raised.value.wait, len(site.asked)) == (5, 8.5, 5)
 
 
 def test_a_long_wait_is_not_slept(client: Client, site: Site, gate: Gate) -> None:
@@ -406,14 +455,57 @@ def test_a_long_wait_is_not_slept(client: Client, site: Site, gate: Gate) -> Non
     assert (raised.value.wait, gate.pauses, len(site.asked)) == (60.0, [60.0], 1)
 
 
+def test_the_limiter_is_told_what_the_headers_say(client: Client, site: Site, gate: Gate) -> None:
+    """Of every answer that is no 429: the limit and what remains, as they came; None for what is no number."""
+    headers = {"X-RateLimit-Limit": "15", "X-RateLimit-Remaining": "7"}
+    site.replies = [
+        (200, headers, b"{}"),
+        (429, headers, errors(1073)),
+        (200, {"X-RateLimit-Remaining": "many"}, b"{}"),
+        (412, headers, errors(3000)),
+    ]
+    client.get("entity/uom")
+    client.get("entity/uom")
+    with pytest.raises(Rejected):
+        client.get("entity/uom")
+
+    assert gate.observed == [(15, 7), (None, None), (15, 7)]
+
+
+def test_urgent_work_goes_first_and_nobody_waits_beyond_his_time(site: Site, gate: Gate) -> None:
+    """The limiter is told both; a connection that was used lately is not fresh."""
+    site.replies = [(200, {}, b"{}")]
+    now = [100.0]
+    with made(site, gate, deadline=107.0, clock=lambda: now[0]) as client:
+        client.get("entity/uom")
+        client.urgent = True
+        client.get("entity/uom")
+        now[0] = 102.0
+        client.get("entity/uom")
+
+    told = [(one["fresh"], one["urgent"], round(one["longest"], 3)) for one in gate.asked]
+    assert told == [(True, False, 6.3), (False, True, 6.3), (False, True, 4.3)]
+
+
+def test_a_task_without_time_sends_nothing(site: Site, gate: Gate) -> None:
+    """Not even one request that could not be waited for."""
+    with (
+        made(site, gate, deadline=100.0, clock=lambda: 100.0) as client,
+        pytest.raises(Unreachable, match="not sent"),
+    ):
+        client.get("entity/uom")
+
+    assert gate.passed == 0
+
+
 def test_a_wait_beyond_the_deadline_is_not_slept(site: Site, gate: Gate) -> None:
     """The batch would be over before."""
     site.replies = [(429, {"X-Lognex-Retry-After": "5000"}, errors(1049))]
 
-    with made(site, gate, deadline=104.0, clock=lambda: 100.0) as client, pytest.raises(RateLimited):
+    with made(site, gate, deadline=105.0, clock=lambda: 100.0) as client, pytest.raises(RateLimited):
         client.get("entity/product")
 
-    assert (gate.pauses, len(site.asked)) == ([5.0], 1)
+    assert (gate.pauses, len(site.asked)) == ([5.0], 1)  # of which half a second is kept to record the outcome
 
 
 def test_the_limiters_own_refusal_pauses_nobody(client: Client, site: Site, gate: Gate) -> None:
@@ -439,7 +531,7 @@ def test_the_deadline_bounds_the_wait_for_an_answer(site: Site, gate: Gate) -> N
     site.replies = [never]
     began = time.monotonic()
     try:
-        with made(site, gate, deadline=began + 1) as client, pytest.raises(Retryable, match="ReadTimeout"):
+        with made(site, gate, deadline=began + 1) as client, pytest.raises(Slow, match="ReadTimeout"):
             client.get("entity/product")
     finally:
         over.set()
@@ -452,12 +544,155 @@ def test_no_answer_at_all(gate: Gate) -> None:
     """Nobody listens there: to be tried again later, said without the token."""
     with (
         made(Site("http://127.0.0.1:1"), gate) as client,
-        pytest.raises(Retryable, match="ConnectionError") as raised,
+        pytest.raises(Unreachable, match="ConnectionError") as raised,
     ):
         client.get("entity/product")
 
-    assert gate.passed == 3
+    assert gate.passed == 6
     assert TOKEN not in str(raised.value)
+
+
+def test_a_redirect_tells_where_to(client: Client, site: Site) -> None:
+    """308 is no answer to what was asked: refused, with the address that would be right, which is not asked."""
+    site.replies = [(308, {"Location": f"{site.url}/entity/product/1"}, b"")]
+
+    with pytest.raises(Rejected, match=r"HTTP 308 to http://.*/entity/product/1"):
+        client.get("entity/product/x")
+
+    assert len(site.asked) == 1
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b'[{"meta":{}}]', b'"text"', b"7"])
+def test_an_array_that_is_not_as_long_as_what_was_sent(client: Client, site: Site, value: bytes) -> None:
+    """Nobody can say whose results these are: repeated where that does no harm, then given up."""
+    site.replies = [(200, {}, value)]
+
+    with pytest.raises(Retryable, match="2 elements were sent"):
+        client.post_all("entity/product", [b"1", b"2"], repeatable=True)
+    with pytest.raises(Retryable):
+        client.post_all("entity/uom", [b"1", b"2"], repeatable=False)
+
+    assert [asked.body for asked in site.asked] == [b"[1,2]"] * 7
+
+
+@pytest.mark.parametrize("where", ["status", "headers", "body", "chunks"])
+def test_a_drip_is_cut_off(gate: Gate, where: str) -> None:
+    """A byte every 20 ms begins no new patience: after `read_timeout` seconds in all the request is over."""
+    with dripping(where) as url:
+        began = time.monotonic()
+        with made(Site(url), gate, read_timeout=0.4, tries=1) as client, pytest.raises(Slow):
+            client.get("entity/product")
+
+    assert time.monotonic() - began < 20  # the drip itself lasts a minute
+
+
+@pytest.mark.parametrize("drips", [False, True])
+def test_tls_is_as_punctual(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drips: bool) -> None:
+    """Over an encrypted connection, too: what comes in time is read, what drips is cut off."""
+    context = certified(tmp_path, monkeypatch)
+    with (
+        dripping("body" if drips else "nowhere", context) as url,
+        made(Site(url.replace("http://127.0.0.1", "https://localhost")), gate, read_timeout=2, tries=1) as client,
+    ):
+        if drips:
+            with pytest.raises(Slow):
+                client.get("entity/product")
+        else:
+            assert client.get("entity/product") == {"size": 1}
+            assert client.get("entity/product") == {"size": 1}
+
+
+def certified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's side of TLS, whose certificate for localhost the clients of this test trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "certificate.pem"
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + secret)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+def test_a_server_that_takes_nothing_in_is_given_up(gate: Gate) -> None:
+    """A body that cannot be sent to its end is bounded like an answer that does not come."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        site = Site(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        began = time.monotonic()
+        with made(site, gate, read_timeout=0.4, tries=1) as client, pytest.raises(Slow):
+            client.post("entity/product", b"0" * 50_000_000, repeatable=True)
+
+    assert time.monotonic() - began < 20
+
+
+def test_slow_posts_are_not_sent_again(gate: Gate) -> None:
+    """Half of it has better hopes; what could only be asked again, is."""
+    with dripping("body") as url, made(Site(url), gate, read_timeout=0.2, tries=3) as client:
+        with pytest.raises(Slow):
+            client.post("entity/product", b"[]", repeatable=True)
+        assert gate.passed == 1
+        with pytest.raises(Slow):
+            client.get("entity/product")
+        assert gate.passed == 4
+
+
+@contextmanager
+def dripping(where: str, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server whose answer comes byte by byte from `where` on, for a minute; nowhere: it comes at once."""
+    parts = {
+        "nowhere": (b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"size":1}', b""),
+        "status": (b"", b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 3000),
+        "headers": (b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 3000),
+        "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n", b" " * 3000),
+        "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 3000),
+    }
+    at_once, slowly = parts[where]
+    over = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError), tls.wrap_socket(connection, server_side=True) if tls else connection as connection:
+            connection.recv(65536)
+            connection.sendall(at_once)
+            if not slowly:
+                serve_again(connection)
+            for n in range(len(slowly)):
+                if over.wait(0.02):
+                    return
+                connection.sendall(slowly[n : n + 1])
+
+    def serve_again(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            connection.sendall(at_once)
+
+    def listen(server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=listen, args=(server,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            over.set()
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
 
 
 # Lists
@@ -522,14 +757,68 @@ def live(app: App, simulator: Vendor) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "requests"), [("drop_before", 2), ("drop_after", 2), ("html", 2), ("wrong_json", 2), ("truncate", 2)]
+    "fault",
+    [
+        {"kind": "drop_before"},
+        {"kind": "drop_after"},
+        {"kind": "late", "delay_ms": 50},
+        {"kind": "timeout", "delay_ms": 1500},
+        {"kind": "drip", "delay_ms": 500},
+        {"kind": "html"},
+        {"kind": "wrong_json"},
+        {"kind": "truncate"},
+        {"kind": "status", "status": 500},
+        {"kind": "status", "status": 503},
+    ],
+    ids=lambda fault: fault.get("status", fault["kind"]),
 )
-def test_faults_that_pass(live: Client, simulator: Vendor, kind: str, requests: int) -> None:
+def test_faults_that_pass(live: Client, simulator: Vendor, fault: dict[str, Any]) -> None:
     """One more request, and the rows are there."""
-    simulator.control("POST", "/faults", kind=kind, path="/entity/product", count=1)
+    simulator.control("POST", "/faults", path="/entity/product", count=1, **fault)
+    live.read_timeout = 1
 
     assert len(live.rows("entity/product")) == 5
-    assert simulator.control("GET", "/ledger")["requests"] == requests
+    counted = simulator.control("GET", "/ledger")["by_status"]
+    assert counted.pop("200") >= 1
+    assert sum(counted.values()) + live_ones(fault) == 1
+
+
+def live_ones(fault: dict[str, Any]) -> int:
+    """How many of the fault's requests the ledger calls answered well, or has not counted yet."""
+    return int(fault["kind"] in ("drip", "wrong_json", "truncate", "timeout"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "made"),
+    [
+        ({"kind": "drop_before"}, Retryable, 0),
+        ({"kind": "drop_after"}, Retryable, 1),
+        ({"kind": "timeout", "delay_ms": 3000}, Slow, 0),
+        ({"kind": "drip", "delay_ms": 500}, Slow, 1),
+        ({"kind": "html", "status": 502, "effect": True}, Retryable, 1),
+        ({"kind": "wrong_json"}, Retryable, 1),
+        ({"kind": "truncate"}, Retryable, 1),
+        ({"kind": "status", "status": 500}, Retryable, 0),
+        ({"kind": "status", "status": 504, "effect": True}, TooLarge, 1),
+        ({"kind": "status", "status": 413}, TooLarge, 0),
+        ({"kind": "status", "status": 401}, Unauthorized, 0),
+        ({"kind": "redirect"}, Rejected, 0),
+    ],
+    ids=lambda value: value.get("status", value["kind"]) if isinstance(value, dict) else "",
+)
+def test_a_create_without_key_is_sent_once(
+    live: Client, simulator: Vendor, fault: dict[str, Any], kind: type[TaskError], made: int
+) -> None:
+    """Whether it took effect or not: who asked is told what kind of trouble it was, nothing is made twice."""
+    simulator.control("POST", "/faults", method="POST", **fault)
+    live.read_timeout = 1
+
+    with pytest.raises(kind) as raised:
+        live.post("entity/uom", [{"name": "ящик"}], repeatable=False)
+
+    assert type(raised.value) is kind
+    simulator.control("DELETE", "/faults")
+    assert len([row for row in live.rows("entity/uom") if row["name"] == "ящик"]) == made
 
 
 def test_a_429_is_waited_for(live: Client, simulator: Vendor, app: App) -> None:
@@ -550,6 +839,19 @@ def test_a_revoked_token(live: Client, simulator: Vendor) -> None:
     with pytest.raises(Unauthorized, match="1056"):
         live.get("entity/product")
 
+    assert simulator.control("GET", "/ledger")["by_status"] == {"401": 1}
+
+
+def test_a_refused_token_that_was_replaced_meanwhile(live: Client, simulator: Vendor, app: App) -> None:
+    """The task goes on at once, with the new one; the account is not parked for the old one's refusal, which is
+    met once."""
+    simulator.control("POST", f"/accounts/{live.account.id}/tokens", revoke=[TOKEN])
+    app.accounts.set_token(live.account.id, "newer")
+
+    with pytest.raises(RateLimited, match="a newer one has come") as raised:
+        live.get("entity/product")
+
+    assert raised.value.wait == 0
     assert simulator.control("GET", "/ledger")["by_status"] == {"401": 1}
 
 

@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 
 from tests.conftest import EQUAL, Family
-from worker.accounts import LinkSettings
-from worker.task import NewTask, SyncGoods
+from worker.accounts import Account, LinkSettings
+from worker.task import NewTask, Priority, SyncGoods
 
 BOTH = "archived=true;archived=false"
 
@@ -101,6 +101,28 @@ def test_deleted_in_main_is_archived_in_the_child(family: Family) -> None:
     family.sync()
 
     assert family.ledger()["writes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("priority", "urgent"), [(Priority.USER, True), (Priority.WEBHOOK, True), (Priority.BACKGROUND, False)]
+)
+def test_what_somebody_waits_for_is_urgent(
+    family: Family, monkeypatch: pytest.MonkeyPatch, priority: int, urgent: bool
+) -> None:
+    """Every request of a run begun by a user or a webhook goes before bulk work, in main and in the children."""
+    asked: list[tuple[UUID, bool]] = []
+    acquire = family.app.limiter.acquire
+
+    def note(account: Account, **options: Any) -> Any:
+        asked.append((account.id, options["urgent"]))
+        return acquire(account, **options)
+
+    monkeypatch.setattr(family.app.limiter, "acquire", note)
+    family.app.start_sync(family.main, requested_by="test", priority=priority)
+    family.work()
+
+    assert {id for id, _ in asked} == {family.main, *family.children}
+    assert {said for _, said in asked} == {urgent}
 
 
 def test_a_child_alone(family: Family) -> None:
@@ -204,12 +226,13 @@ def test_a_failed_search_is_not_a_miss(family: Family) -> None:
         method="GET",
         path="/entity/product",
         account=str(child),
-        count=3,
+        count=5,
     )
 
     run = family.sync(child)
     assert run["finished_at"] is None
     assert goods(family, child) == []
+    family.app.unpark(child)
     family.due_now()
     family.work()
 
@@ -368,12 +391,13 @@ def test_content_changed_between_attempts_is_sent(family: Family) -> None:
     child = family.children[0]
     row = goods(family, family.main)[0]
     family.simulator.control(
-        "POST", "/faults", kind="drop_after", method="POST", path="/entity/product", account=str(child), count=3
+        "POST", "/faults", kind="drop_after", method="POST", path="/entity/product", account=str(child), count=5
     )
     family.sync(child)
     assert len(goods(family, child)) == 60
     change(family, family.main, row, name="Уже другое")
 
+    family.app.unpark(child)
     family.app.start_sync(family.main, requested_by="test")
     family.work()
     family.due_now()

@@ -1,4 +1,4 @@
-"""accounts: add, link, unlink, list, token, remove."""
+"""accounts: add, link, unlink, list, token, unpark, remove."""
 
 from __future__ import annotations
 
@@ -93,6 +93,14 @@ def list_(json: AsJson = False) -> None:
         parked = f"until {row['parked_until']:%F %T}: {reason}" if reason else ""
         table.add_row(str(row["id"]), row["name"], row["role"], row["auth"], "\n".join(linked), parked)
     console().print(table)
+
+
+@group.command()
+def unpark(id: Id) -> None:
+    """Have a parked account go on at once; one whose token is refused needs `accounts token` instead."""
+    with open_app() as app:
+        app.unpark(id)
+    out(f"account {id} goes on")
 
 
 @group.command()

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
@@ -42,10 +43,12 @@ class Stage:
         latency_ms: int = 0,
         work_options: str = "--sleep 3 --tries 3 --max-time 3600 --timeout 300",
         seed: int = 1,
+        env: Mapping[str, object] = MappingProxyType({}),
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.products, self.number, self.workers = products, children, workers
         self._latency_ms, self._work_options, self._seed, self._tell = latency_ms, work_options, seed, tell
+        self._env_more = env
         self._stack = contextlib.ExitStack()
         self.main: UUID = uuid4()
         self.children: list[UUID] = []
@@ -97,6 +100,7 @@ class Stage:
             "LOG_DIR": self.folder / "logs",
             "API_PORT": _free_port(8080),
             "API_TOKEN": self.token,
+            **self._env_more,
         }
         env.touch(mode=0o600)
         env.write_text("".join(f"{name}='{value}'\n" for name, value in values.items()))

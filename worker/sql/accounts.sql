@@ -7,7 +7,7 @@ returning id;
 
 -- name: account
 -- One account.
-select id, name, role, auth, weight, token, parked_until, parked_reason from accounts where id = %(id)s;
+select id, name, role, auth, weight, token, bulk, parked_until, parked_reason from accounts where id = %(id)s;
 
 -- name: accounts
 -- All accounts, main ones first, with what they are linked to.
@@ -39,6 +39,47 @@ update accounts set parked_until = %(until)s, parked_reason = %(reason)s where i
 update accounts
 set parked_until = now() + %(wait)s * interval '1 second', parked_reason = %(reason)s
 where id = %(id)s and coalesce(parked_until < now() + %(wait)s * interval '1 second', true);
+
+-- name: unpark_account
+-- Its tasks may be claimed again, and its breaker is closed: an operator's word.
+with closed as (
+    update breakers set open = false, reason = null, probe_until = null, open_until = '-infinity'
+    where account_id = %(id)s returning principal
+), forgotten as (
+    delete from breaker_failures where principal in (select principal from closed)
+)
+update accounts set parked_until = null, parked_reason = null where id = %(id)s returning id;
+
+-- name: shrink_bulk
+-- An array of this size was too much: from now on at most half of it. What was refused for its size is a limit
+-- for a while; what was only slow may have had another reason.
+update accounts
+set bulk = greatest(1, least(bulk, %(size)s / 2)),
+    bulk_limit = case when %(refused)s then %(size)s else bulk_limit end,
+    bulk_at = case when %(refused)s then now() else bulk_at end
+where id = %(id)s
+returning bulk;
+
+-- name: grow_bulk
+-- A full array was borne well: twice as many; half the way to what was refused lately.
+update accounts set bulk = longer.bulk
+from (select id, least(1000, bulk * 2, case when bulk_at > now() - %(lately)s * interval '1 second'
+                                            then (bulk + bulk_limit) / 2 else 1000 end) as bulk
+      from accounts where id = %(id)s) longer
+where accounts.id = longer.id and accounts.bulk = %(size)s and longer.bulk > accounts.bulk
+returning accounts.bulk;
+
+-- name: restore_bulk
+-- It was not the length: one element alone was too much.
+update accounts set bulk = greatest(bulk, %(size)s), bulk_limit = 1001, bulk_at = '-infinity' where id = %(id)s;
+
+-- name: lock_link
+-- The settings of a link, which stay as they are until the transaction ends.
+select settings from links where main_id = %(main)s and child_id = %(child)s for share;
+
+-- name: lock_link_to_change
+-- Waits for whoever is just recording what was sent with the old settings.
+select settings from links where main_id = %(main)s and child_id = %(child)s for update;
 
 -- name: link
 -- Child receives from main, with these settings; changed settings make everything be sent anew.

@@ -53,6 +53,11 @@ where child_id = %(child)s and entity_type = any(%(types)s::text[]);
 select child_entity_id from mappings
 where child_id = %(child)s and entity_type = %(type)s and child_entity_id = any(%(ids)s::uuid[]);
 
+-- name: owners
+-- Which of main's entities these of the child's are mapped to.
+select child_entity_id, main_entity_id from mappings
+where child_id = %(child)s and entity_type = %(type)s and child_entity_id = any(%(ids)s::uuid[]);
+
 -- name: save_mappings
 -- Remembers what the child has received, in the transaction that ends the tasks.
 insert into mappings (child_id, entity_type, main_entity_id, child_entity_id, hash, synced_at)
@@ -89,3 +94,20 @@ order by s.entity_id;
 -- name: doubt_references
 -- A reference of the child turned out to be gone: all are looked up again by the next `prepare`.
 update mappings set hash = null where child_id = %(child)s and entity_type <> 'product';
+
+-- name: intents
+-- Creates of this child whose outcome is not known.
+select main_entity_id, tries, extract(epoch from clock_timestamp() - sent_at)::float as age
+from intents where child_id = %(child)s and entity_type = %(type)s;
+
+-- name: intend
+-- Before a create without syncId is sent: its answer may never come.
+insert into intents (child_id, entity_type, main_entity_id, sent_at)
+select %(child)s, %(type)s, id, clock_timestamp() from unnest(%(ids)s::uuid[]) as t (id) order by id
+on conflict (child_id, entity_type, main_entity_id) do update
+set sent_at = excluded.sent_at, tries = intents.tries + 1;
+
+-- name: fulfil
+-- What became of these creates is known.
+delete from intents
+where child_id = %(child)s and entity_type = %(type)s and main_entity_id = any(%(ids)s::uuid[]);

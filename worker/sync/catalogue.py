@@ -45,7 +45,7 @@ def read(db: Database, client: Client) -> int:
 def list_references(client: Client, reference: Reference) -> list[Body]:
     """All the account's entities of that kind; price types come as a bare array."""
     if reference.type == "pricetype":
-        return cast(list[Body], client.get(reference.path))
+        return client.array(reference.path)
     return client.rows(reference.path, **({"filter": reference.filter} if reference.filter else {}))
 
 

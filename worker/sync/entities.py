@@ -57,9 +57,13 @@ def _currency(body: Body) -> Body:
     return {name: value for name, value in body.items() if name != "system"}
 
 
-def _folder_key(body: Body, ids: Ids, settings: LinkSettings) -> list[Key]:
+def _folder_keys(body: Body, ids: Ids, settings: LinkSettings) -> list[Key]:
+    """What we made has main's external code; the child's own is recognised by its place and name."""
     parent = body.get("productFolder")
-    return [(ids["productfolder"].get(UUID(parent)) if parent else None, body.get("name"))]
+    return [
+        ("externalCode", body.get("externalCode")),
+        (ids["productfolder"].get(UUID(parent)) if parent else None, body.get("name")),
+    ]
 
 
 REFERENCES: tuple[Reference, ...] = (
@@ -96,8 +100,11 @@ REFERENCES: tuple[Reference, ...] = (
         "productfolder",
         "entity/productfolder",
         ("name", "code", "externalCode", "description", "vat", "vatEnabled", "useParentVat"),
-        _folder_key,
-        lambda body: [(id_of(body.get("productFolder")), body.get("name"))],
+        _folder_keys,
+        lambda body: [
+            ("externalCode", body.get("externalCode")),
+            (id_of(body.get("productFolder")), body.get("name")),
+        ],
         follow=True,
         parent="productFolder",
         filter="archived=true;archived=false",

@@ -1,13 +1,14 @@
-"""The one way main → child: bodies from snapshots and the child's references, one array POST per chunk."""
+"""The one way main → child: bodies from snapshots and the child's references, array POSTs that fit."""
 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from worker import mappings
+from worker import accounts, mappings
 from worker.accounts import Link
 from worker.db import Connection
 from worker.errors import (
@@ -17,17 +18,26 @@ from worker.errors import (
     Permanent,
     Rejected,
     Retryable,
+    Slow,
     TaskError,
     TooLarge,
     Unauthorized,
 )
 from worker.executor import Context, Settlement
 from worker.mappings import Body, Mapped, Pair
-from worker.moysklad import BULK_BYTES, PAGE, Client, item_error
+from worker.moysklad import BULK_BYTES, DIVISIBLE, PAGE, Client, item_error
 from worker.queues import Ended
 from worker.sync import goods, matching, references
 from worker.sync.entities import Ids
-from worker.task import Complete, Fail, NewTask, Outcome, Prepare, Retry, Snooze, SyncGoods, Task
+from worker.task import Complete, Fail, NewTask, Outcome, Prepare, Priority, Retry, Snooze, SyncGoods, Task
+
+REFUSALS = 20
+"""Requests of one batch refused as a whole, after which the rest is put off: two guilty items take as many."""
+PUT_OFF = 5.0
+"""Seconds until then."""
+QUICK = 1 / 3
+"""Part of the patience within which a full array must be answered for a longer one to be tried, and after which
+one that was not answered says something of its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +102,18 @@ def _sync(ctx: Context, link: Link, group: Sequence[tuple[Task, SyncGoods]]) -> 
     if not todo and not unsearched:
         return
     with ctx.client(link.child) as client:
+        client.urgent = any(task.priority >= Priority.WEBHOOK for task, _ in group)
         if unsearched:
             found, undecided = _search(ctx, client, link, unsearched)
             if undecided:
                 yield Settlement(undecided)
             todo += found
+        if client.left() <= 0:
+            raise Retryable("the search left no time to send anything")
         items, failed = _items(client, link, references.ids_of(ctx.db, link.child), todo)
         if failed:
             yield Settlement(failed)
-        for chunk in _chunks(items):
-            yield from _post(ctx, client, link, chunk)
+        yield from _write(ctx, client, link, items)
 
 
 def _search(
@@ -139,63 +151,125 @@ def _items(client: Client, link: Link, ids: Ids, todo: Sequence[tuple[Task, Pair
     return items, failed
 
 
-def _chunks(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """As many as one request may hold."""
-    chunk: list[Item] = []
-    size = 0
-    for item in items:
-        if chunk and (len(chunk) == PAGE or size + len(item.data) > BULK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(item)
-        size += len(item.data) + 1
-    if chunk:
-        yield chunk
+def _write(ctx: Context, client: Client, link: Link, items: Sequence[Item]) -> Iterator[Settlement]:
+    """Array POSTs, each as long as the account bears; what is refused as a whole is halved down to the guilty item.
 
-
-def _post(ctx: Context, client: Client, link: Link, chunk: Sequence[Item]) -> Iterator[Settlement]:
-    """One array POST; a request refused as a whole is halved down to the guilty item, which alone fails.
-
-    Repeating it does no harm: creates carry a syncId, updates say what they want.
+    Sending it again does no harm: creates carry a syncId, updates say what they want. A part that only meets
+    trouble is tried again later, by itself, in smaller parts each time: if it is one item that makes MoySklad
+    stumble, that one is alone in the end.
     """
-    try:
-        answers = client.post(goods.PATH, b"[" + b",".join(item.data for item in chunk) + b"]", repeatable=True)
-        if not isinstance(answers, list) or len(answers) != len(chunk):
-            raise Retryable(f"POST {goods.PATH}: {len(chunk)} elements were sent, the answer is not as long")
-    except (Rejected, TooLarge) as error:
-        if len(chunk) == 1:
-            yield _settle(ctx, client, link, chunk, [{"errors": error.errors}])
+    size = client.account.bulk
+    patience = min(client.read_timeout, client.left())
+    refusals = 0
+    late = False
+    parts = deque(_alike(items))
+    while parts:
+        late = late or client.left() <= 0
+        if late or refusals >= REFUSALS:
+            why = "the batch had no time left" if late else f"MoySklad has refused {refusals} arrays of this batch"
+            yield Settlement([Ended(item.task, Snooze(PUT_OFF, why)) for part in parts for item in part])
             return
-        middle = len(chunk) // 2
-        yield from _post(ctx, client, link, chunk[:middle])
-        yield from _post(ctx, client, link, chunk[middle:])
-        return
-    yield _settle(ctx, client, link, chunk, answers)
+        part, rest = _cut(parts.popleft(), size)
+        if rest:
+            parts.appendleft(rest)
+        began = client.clock()
+        try:
+            answers = client.post_all(goods.PATH, [item.data for item in part], repeatable=True)
+        except (TooLarge, Slow) as error:
+            refused = isinstance(error, TooLarge)
+            if not refused and client.clock() - began < patience * QUICK:  # begun too late to tell anything
+                late = True
+                parts.appendleft(part)
+            elif len(part) > 1:
+                size = ctx.accounts.shrink_bulk(link.child, len(part), refused=refused)
+                if client.left() > 0:
+                    parts.extendleft(_halves(part))
+                else:
+                    late = True
+                    yield _again(part, f"{error}, and the batch had no time left")
+            else:
+                size = ctx.accounts.restore_bulk(link.child, client.account.bulk) if refused else size
+                yield _settle(ctx, client, link, part, [error])
+        except Rejected as error:
+            if error.status not in DIVISIBLE:
+                raise
+            refusals += 1
+            if len(part) == 1:
+                yield _settle(ctx, client, link, part, [error])
+            else:
+                parts.extendleft(_halves(part))
+        except Retryable as error:
+            yield _again(part, str(error))
+        else:
+            if len(part) == size < PAGE and client.clock() - began < patience * QUICK:
+                size = ctx.accounts.grow_bulk(link.child, size)
+            yield _settle(ctx, client, link, part, [item_error(answer) or answer for answer in answers])
 
 
-def _settle(ctx: Context, client: Client, link: Link, chunk: Sequence[Item], answers: Sequence[Body]) -> Settlement:
+def _again(part: Sequence[Item], error: str) -> Settlement:
+    return Settlement([Ended(item.task, Retry(error)) for item in part])
+
+
+def _alike(items: Sequence[Item]) -> list[list[Item]]:
+    """The items, those that had no trouble before apart from those that had some, which go in smaller parts."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(_most(item), []).append(item)
+    return [groups[most] for most in sorted(groups, reverse=True)]
+
+
+def _most(item: Item) -> int:
+    """With how many others an item may travel at most, by the number of its attempts."""
+    return {1: PAGE, 2: 32}.get(item.task.attempts, 1)
+
+
+def _cut(items: list[Item], size: int) -> tuple[list[Item], list[Item]]:
+    """As many as one request may hold, and the rest."""
+    most, total = min(size, _most(items[0])), 0
+    for n, item in enumerate(items):
+        total += len(item.data) + 1
+        if n and (n == most or total > BULK_BYTES):
+            return items[:n], items[n:]
+    return items, []
+
+
+def _halves(part: list[Item]) -> tuple[list[Item], list[Item]]:
+    """The second and the first half: as `extendleft` wants them."""
+    middle = (len(part) + 1) // 2
+    return part[middle:], part[:middle]
+
+
+def _settle(
+    ctx: Context, client: Client, link: Link, chunk: Sequence[Item], results: Sequence[Body | TaskError]
+) -> Settlement:
+    """What became of each: an entity of the child's, or the error it met."""
     outcomes: dict[int, Outcome] = {}
     saved: dict[int, Mapped] = {}
     gone: list[Item] = []
-    for item, answer in zip(chunk, answers, strict=True):
-        error = item_error(answer)
-        if isinstance(error, Gone):
+    entities = {item.task.id: result for item, result in zip(chunk, results, strict=True) if isinstance(result, dict)}
+    owners = mappings.owners(ctx.db, link.child, goods.TYPE, {UUID(entity["id"]) for entity in entities.values()})
+    for item, result in zip(chunk, results, strict=True):
+        if isinstance(result, Gone):
             gone.append(item)
-            outcomes[item.task.id] = Retry(str(error))
-        elif error:
-            outcomes[item.task.id] = _outcome(error)
-        elif item.created and not goods.echoes(item.sent, answer):
-            saved[item.task.id] = Mapped(item.pair.id, UUID(answer["id"]), None)
+            outcomes[item.task.id] = Retry(str(result))
+        elif isinstance(result, TaskError):
+            outcomes[item.task.id] = _outcome(result)
+        elif owners.setdefault(id := UUID(result["id"]), item.pair.id) != item.pair.id:
+            # One row that cannot be kept would undo the whole part's.
+            outcomes[item.task.id] = _undecided(f"the child's {id} is already that of main's {owners[id]}")
+        elif item.created and not goods.echoes(item.sent, result):
+            saved[item.task.id] = Mapped(item.pair.id, id, None)
             outcomes[item.task.id] = Snooze(0, "an earlier attempt had created it, with other content")
         else:
-            saved[item.task.id] = Mapped(item.pair.id, UUID(answer["id"]), item.pair.hash)
+            saved[item.task.id] = Mapped(item.pair.id, id, item.pair.hash)
             done = "created" if item.created else "updated"
             outcomes[item.task.id] = Complete(done, "; ".join(item.notes) or None)
     lost = _confirm_gone(client, [item for item in gone if not item.created])
     stale = [item for item in gone if item.task.id not in {other.task.id for other in lost}]
 
     def effect(conn: Connection, owned: set[int]) -> None:
-        mappings.save(conn, link.child, goods.TYPE, [pair for id, pair in saved.items() if id in owned])
+        kept = [pair for id, pair in saved.items() if id in owned]
+        mappings.save(conn, link.child, goods.TYPE, kept, current=accounts.still_so(conn, link))
         mappings.drop(conn, link.child, goods.TYPE, [item.pair.id for item in lost if item.task.id in owned])
         if stale:
             mappings.doubt_references(conn, link.child)

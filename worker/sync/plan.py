@@ -15,7 +15,7 @@ from worker.mappings import Mapped
 from worker.queues import Ended, Queue
 from worker.runs import Runs
 from worker.sync import catalogue, goods, matching, references
-from worker.task import Complete, NewTask, Plan, Prepare, Priority, SyncGoods, Task
+from worker.task import Complete, NewTask, Plan, Prepare, Priority, Snooze, SyncGoods, Task
 from worker.telemetry import emit
 
 
@@ -61,6 +61,7 @@ def plan(ctx: Context, tasks: Sequence[Task]) -> Iterator[Settlement]:
     """Read main's catalogue, once for all tasks of the batch, then have the children prepared."""
     main = tasks[0].account_id
     with ctx.client(main) as client:
+        client.urgent = any(task.priority >= Priority.WEBHOOK for task in tasks)
         number = catalogue.read(ctx.db, client)
     emit("catalogue.read", main=main, goods=number)
     linked = [link.child for link in ctx.accounts.links(main)]
@@ -103,7 +104,9 @@ def _prepare(ctx: Context, task: Task, link: Link) -> Settlement:
     matches = matching.Matches({}, {})
     if rows:
         with ctx.client(link.child) as client:
-            references.ensure(ctx.db, client, link)
+            client.urgent = task.priority >= Priority.WEBHOOK
+            if wait := references.ensure(ctx.db, client, link):
+                return Settlement([Ended(task, Snooze(wait, "it is not known yet whether a reference was created"))])
             if unmapped:
                 matches = matching.search(ctx.db, client, link, unmapped)
     emit(
