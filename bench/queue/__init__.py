@@ -1,0 +1,1 @@
+"""What the queue carries, beside the physical limit and its peers: `python -m bench.queue`."""

@@ -1,0 +1,151 @@
+"""A worker over time: idle, killed, stopped, and ten million tasks through one table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+from bench.queue import lives, ours
+from bench.queue.child import ROOT, together
+from bench.queue.measures import OURS, Bench, Samples, made
+from bench.queue.server import sizes
+from worker.demo.stage import cpu_seconds, peak_rss_mb
+from worker.settings import Settings
+
+
+@contextmanager
+def real_worker(url: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`moysklad-worker work` as Supervisor starts it, until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="bench-worker-", ignore_cleanup_errors=True) as folder:
+        made = ours.settings(url)
+        env = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
+        env |= {"DATABASE_URL": url, "APP_KEY": made.APP_KEY.get_secret_value(), "LOG_DIR": folder}
+        if made.REDIS_URL:
+            env |= {"REDIS_URL": made.REDIS_URL.get_secret_value(), "QUEUE_CONNECTION": "redis"}
+        process = subprocess.Popen([sys.executable, "-m", "worker", "work", "--quiet", *options], cwd=ROOT, env=env)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def idle(bench: Bench, seconds: float = 30.0) -> Samples:
+    """A real worker with nothing to do: processor, transactions, memory; and how fast it ends."""
+    with made(bench, OURS) as url, real_worker(url) as process:
+        time.sleep(5)
+        before, cpu, began = bench.server.cost(url), cpu_seconds(process.pid), time.monotonic()
+        time.sleep(seconds)
+        passed = time.monotonic() - began
+        cost, cpu = bench.server.cost(url) - before, cpu_seconds(process.pid) - cpu
+        memory = peak_rss_mb(process.pid)
+        began = time.monotonic()
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        stop = time.monotonic() - began
+    return {
+        "ours.idle.cpu_percent": cpu / passed * 100,
+        "ours.idle.cpu_seconds_minute": cpu / passed * 60,
+        "ours.idle.statements_s": cost.commits / passed,
+        "ours.idle.rss_mb": memory,
+        "ours.idle.stop_seconds": stop,
+    }
+
+
+def rescue(bench: Bench, times: int = 8) -> Samples:
+    """kill -9 of four workers with ten tasks running each: seconds until all run elsewhere, at random moments."""
+    found = []
+    rng = random.Random(times)
+    for seed in range(times):
+        with made(bench, OURS) as url:
+            found.append(lives.rescue(url, pause=rng.uniform(0.5, 2.5), seed=seed))
+    lost = sum(number != 1 for one in found for number in one.again.values())
+    return {
+        "ours.rescue.median_seconds": statistics.median(one.seconds for one in found),
+        "ours.rescue.max_seconds": max(one.seconds for one in found),
+        "ours.rescue.attempts_lost": lost,
+    }
+
+
+def restarts(bench: Bench, number: int = 1000) -> Samples:
+    """SIGTERM to workers with short tasks, so many times: seconds to their exit, and what they left."""
+    with made(bench, OURS) as url:
+        found = lives.restarts(url, number)
+    return {
+        "ours.restarts.median_seconds": statistics.median(found.stops),
+        "ours.restarts.p99_seconds": sorted(found.stops)[int(len(found.stops) * 0.99)],
+        "ours.restarts.max_seconds": max(found.stops),
+        "ours.restarts.number": len(found.stops),
+        "ours.restarts.left_processing": found.left,
+        "ours.restarts.bad_exits": len(found.codes - {0}),
+        "ours.restarts.attempts_lost": len(found.attempts - {1}),
+        "ours.restarts.handed_back": found.interrupted,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Until now, or between two moments: seconds, tasks, and processor seconds of worker and server."""
+
+    at: float
+    tasks: int
+    cpu: float
+
+    @staticmethod
+    def between(early: Point, late: Point) -> Point:
+        """What happened from one to the other."""
+        return Point(late.at - early.at, late.tasks - early.tasks, late.cpu - early.cpu)
+
+
+def soak(bench: Bench, tasks: int, tell: Callable[[str], None]) -> Samples:
+    """So many tasks through one table at full speed, pruned all the time: rates and sizes over time."""
+    backlog = 100_000
+    with (
+        made(bench, OURS) as url,
+        together(1, "bench.queue.ours", "flow", url=url, tasks=tasks, backlog=backlog) as (flow,),
+        together(1, "bench.queue.ours", "prune", url=url, keep_seconds=20) as (prune,),
+        together(1, "bench.queue.ours", "work", url=url) as (worker,),
+    ):
+        points = [Point(0.0, 0, 0.0)]
+        size: list[dict[str, float]] = []
+        began, spent = time.monotonic(), bench.server.cost(url).cpu_seconds
+        for child in (flow, prune, worker):
+            child.go()
+        while points[-1].tasks < tasks:
+            time.sleep(min(10.0, max(1.0, tasks / 1e6)))
+            worker.alive()
+            prune.alive()
+            cpu = bench.server.cost(url).cpu_seconds - spent + cpu_seconds(worker.pid)
+            points.append(Point(time.monotonic() - began, worker.started, cpu))
+            size.append(sizes(url))
+            before, now = points[-2:]
+            rate = (now.tasks - before.tasks) / (now.at - before.at)
+            tell(f"{now.at:7.0f} s {now.tasks:>10,} tasks {rate:>8,.0f}/s  {size[-1]}")
+        for child in (worker, prune):
+            child.stop()
+    steps = list(pairwise(points))[1:-1]
+    fifth = max(1, len(steps) // 5)
+    first, last = (Point.between(part[0][0], part[-1][1]) for part in (steps[:fifth], steps[-fifth:]))
+    half = len(size) // 2
+    return {
+        "ours.soak.first": first.tasks / first.at,
+        "ours.soak.last": last.tasks / last.at,
+        "ours.soak.kept": (last.tasks / last.at) / (first.tasks / first.at),
+        # Of tasks per second of processor, server and worker: what is kept whoever else uses the machine.
+        "ours.soak.kept_cpu": (last.tasks / last.cpu) / (first.tasks / first.cpu),
+        "ours.soak.table_mb_half": max(s["table_mb"] for s in size[: half + 1]),
+        "ours.soak.table_mb": max(s["table_mb"] for s in size),
+        "ours.soak.index_mb_half": max(s["index_mb"] for s in size[: half + 1]),
+        "ours.soak.index_mb": max(s["index_mb"] for s in size),
+    }
