@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
-from typing import Any, LiteralString, TypeVar, cast
+from itertools import takewhile
+from typing import Any, LiteralString, NamedTuple, TypeVar, cast
 
 import backoff
 import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from worker.errors import SchemaMismatch
+from worker.errors import Conflict, SchemaMismatch
+from worker.release import release
 from worker.telemetry import emit
 
 Connection = psycopg.Connection[DictRow]
@@ -22,6 +24,7 @@ AWAY: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.Interface
 """What is raised when the server cannot be reached or has just gone; the work may be repeated."""
 
 _MIGRATION_LOCK = 0x6D73_0001
+_CONTRACT = re.compile(r"(?:--.*\n)*?-- contract: *(\S.*)")
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _T = TypeVar("_T")
 
@@ -133,62 +136,135 @@ def patiently(work: Callable[[], _T], *, give_up: Callable[[], bool] = lambda: F
     return attempt()
 
 
-def migrations() -> list[tuple[int, str, str]]:
-    """(version, name, SQL) of every migration this code knows, in order."""
+class Migration(NamedTuple):
+    """One file of sql/migrations."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def label(self) -> str:
+        """What it is called: `0007_name`."""
+        return f"{self.version:04}_{self.name}"
+
+    @property
+    def contract(self) -> str:
+        """What it takes away from releases that do not know it; empty when they can go on (an expand step).
+
+        It is told by a line `-- contract: ...` in the comment the file begins with.
+        """
+        match = _CONTRACT.match(self.sql)
+        return match[1].strip() if match else ""
+
+
+def migrations() -> list[Migration]:
+    """Every migration this code knows, in order."""
     found = []
     for file in files("worker").joinpath("sql", "migrations").iterdir():
         match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
         if match:
-            found.append((int(match[1]), match[2], file.read_text("utf-8")))
+            found.append(Migration(int(match[1]), match[2], file.read_text("utf-8")))
     return sorted(found)
 
 
-def migrate(url: str) -> list[str]:
-    """Bring the schema to this code's version; the names of the migrations applied, perhaps none.
+def pending(url: str, *, expand: bool = False) -> list[Migration]:
+    """What `migrate` would apply now; with `expand` only the steps that disturb no release at work.
+
+    Raises SchemaMismatch when that cannot be: the database is too new, or `expand` would have to leave a contract
+    step out that stands before others. Raises Conflict when a contract step would take away what workers of another
+    release, now at work, still use.
+    """
+    with psycopg.connect(url, autocommit=True, row_factory=dict_row) as conn:
+        return _pending(conn, expand)
+
+
+def migrate(url: str, *, expand: bool = False) -> list[str]:
+    """Bring the schema to this code's version; the labels of the migrations applied, perhaps none.
 
     Each runs in its own transaction; an advisory lock makes a second host wait and then find
-    nothing to do. Raises SchemaMismatch when the database is newer than this code.
+    nothing to do. Raises what `pending` raises, and then nothing was applied.
     """
     applied = []
     with psycopg.connect(url, autocommit=True, row_factory=dict_row) as conn:
         conn.execute("select pg_advisory_lock(%s)", [_MIGRATION_LOCK])
         conn.execute(query("create_schema_migrations"))
-        current = _version(conn)
-        _refuse_newer(current)
-        for version, name, sql in migrations():
-            if version > current:
-                with conn.transaction():
-                    conn.execute(sql)
-                    conn.execute(query("record_migration"), {"version": version, "name": name})
-                applied.append(f"{version:04}_{name}")
-                emit("schema.migrate", version=version, name=name)
+        for step in _pending(conn, expand):
+            with conn.transaction():
+                conn.execute(step.sql)
+                kind = "contract" if step.contract else "expand"
+                conn.execute(query("record_migration"), {"version": step.version, "name": step.name, "kind": kind})
+            applied.append(step.label)
+            emit("schema.migrate", version=step.version, name=step.name, kind=kind)
     return applied
 
 
 def require_schema(db: Database) -> None:
-    """Raises SchemaMismatch, saying what to do, unless the schema is the one this code knows."""
+    """Raises SchemaMismatch, saying what to do, unless this code can work on the schema.
+
+    It can when the steps it knows are applied, but for contract steps at the end, and those it does not know are
+    expand steps: so the old and the new release work side by side while a deploy goes through the fleet.
+    """
     with db.connection() as conn:
-        try:
-            current = _version(conn)
-        except psycopg.errors.UndefinedTable:
-            current = 0
-    _refuse_newer(current)
-    latest = migrations()[-1][0]
-    if current < latest:
+        applied = _applied(conn)
+    if any(not step.contract for step in _unapplied(applied)):
         raise SchemaMismatch(
-            f"the database's schema is version {current}, this code needs {latest}: run `moysklad-worker migrate`"
+            f"the database's schema is version {_newest(applied)}, this code needs {migrations()[-1].version}: "
+            "run `moysklad-worker migrate`"
         )
 
 
-def _version(conn: Connection) -> int:
-    row = fetch_one(conn, "schema_version")
-    return int(row["version"]) if row else 0
+def _pending(conn: Connection, expand: bool) -> list[Migration]:
+    applied = _applied(conn)
+    steps = _steps(_unapplied(applied), expand)
+    contract = next((step for step in steps if step.contract), None)
+    old = fetch(conn, "workers_of_other_releases", release=release()) if contract and applied else []
+    if contract and old:
+        raise Conflict(
+            f"{contract.label} is a contract step: {contract.contract}. Workers of another release are at work: "
+            + ", ".join(f"{row['name'] or row['pid']} on {row['host']} ({row['release']})" for row in old)
+            + ". Replace them by this release first (`moysklad-worker migrate --expand` prepares the database), "
+            "or stop them; then migrate again"
+        )
+    return steps
 
 
-def _refuse_newer(current: int) -> None:
-    latest = migrations()[-1][0]
-    if current > latest:
+def _steps(todo: list[Migration], expand: bool) -> list[Migration]:
+    """All of `todo`, or the expand steps it begins with."""
+    if not expand:
+        return todo
+    steps = list(takewhile(lambda step: not step.contract, todo))
+    behind = next((step for step in todo[len(steps) :] if not step.contract), None)
+    if behind:
         raise SchemaMismatch(
-            f"the database's schema is version {current}, this code knows {latest} at most: "
+            f"{behind.label} stands behind the contract step {todo[len(steps)].label}: deploy the release before "
+            "this one first, or stop all workers and run `moysklad-worker migrate`"
+        )
+    return steps
+
+
+def _applied(conn: Connection) -> list[dict[str, Any]]:
+    """Version, name and kind of what the database has had; nothing before the first `migrate`."""
+    try:
+        return fetch(conn, "applied_migrations")
+    except psycopg.errors.UndefinedTable:
+        return []
+
+
+def _unapplied(applied: list[dict[str, Any]]) -> list[Migration]:
+    """The migrations of this code that the database has not had; raises SchemaMismatch when it is too new."""
+    known = migrations()
+    versions = {step.version for step in known}
+    alien = [row for row in applied if row["version"] not in versions and row["kind"] == "contract"]
+    if alien:
+        raise SchemaMismatch(
+            f"the database's schema is version {_newest(applied)}, this code knows {known[-1].version}, and "
+            f"{alien[0]['version']:04}_{alien[0]['name']} took away what it needs: "
             "install the release that migrated it, or a newer one"
         )
+    had = {row["version"] for row in applied}
+    return [step for step in known if step.version not in had]
+
+
+def _newest(applied: list[dict[str, Any]]) -> int:
+    return max((int(row["version"]) for row in applied), default=0)

@@ -152,7 +152,7 @@ def test_health_without_postgresql(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         ("delete from schema_migrations where version > 1", "run `moysklad-worker migrate`"),
-        ("insert into schema_migrations (version, name) values (9999, 'later')", "or a newer one"),
+        ("insert into schema_migrations (version, name, kind) values (9999, 'later', 'contract')", "or a newer one"),
         ("drop table schema_migrations", "run `moysklad-worker migrate`"),
         ("alter table workers rename to labourers", "run `moysklad-worker migrate`"),
     ],

@@ -80,10 +80,25 @@ def serve(
         api.serve(app, port_file=port_file)
 
 
-def migrate() -> None:
-    """Bring the database's schema to this release; safe to run twice and from two hosts at once."""
-    applied = db.migrate(settings().DATABASE_URL.get_secret_value())
-    out("\n".join(f"applied {name}" for name in applied) or "nothing to migrate")
+def migrate(
+    check: Annotated[bool, Option("--check", help="Only say what would be applied, and whether it may be.")] = False,
+    expand: Annotated[
+        bool, Option("--expand", help="Leave out the contract steps at the end; for while other releases work.")
+    ] = False,
+) -> None:
+    """Bring the database's schema to this release; safe to run twice and from two hosts at once.
+
+    An expand step disturbs no worker. A contract step takes away what older releases use: exit code 1, and nothing is
+    applied, while workers of another release are at work.
+    """
+    url = settings().DATABASE_URL.get_secret_value()
+    if check:
+        steps = db.pending(url, expand=expand)
+        kinds = [f"contract: {step.contract}" if step.contract else "expand" for step in steps]
+        lines = [f"would apply {step.label} ({kind})" for step, kind in zip(steps, kinds, strict=True)]
+    else:
+        lines = [f"applied {label}" for label in db.migrate(url, expand=expand)]
+    out("\n".join(lines) or "nothing to migrate")
 
 
 def check() -> None:

@@ -106,7 +106,7 @@ def paths_of(process: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         found += (Path(os.fsdecode(word)) for word in (process / "cmdline").read_bytes().split(b"\0")[:2])
     with contextlib.suppress(OSError):
-        found.append(Path(os.readlink(process / "cwd")))
+        found.append(Path(os.readlink(process / "cwd")))  # noqa: PTH115 - the raw text of the link
     return found
 
 
