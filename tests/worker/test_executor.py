@@ -18,7 +18,7 @@ import pytest
 
 from worker import errors
 from worker.app import App
-from worker.db import Connection, fetch
+from worker.db import Connection
 from worker.executor import MAX_DELAY, Context, Executor, Handler, Settlement, Tally
 from worker.loop import Options
 from worker.queues import Ended
@@ -140,18 +140,18 @@ AWAY = psycopg.OperationalError("gone")
         (errors.RateLimited("slow down", 7), Snooze(7, "slow down")),
         (errors.Unauthorized("401"), Snooze(0, "401")),
         (errors.Skipped("nothing to do"), Complete("skipped", "nothing to do")),
-        (errors.Permanent("never"), Fail("never")),
-        (REJECTED, Fail("wrong [3006]")),
-        (errors.Gone(404, []), Fail("HTTP 404")),
-        (errors.TooLarge(413, []), Fail("HTTP 413")),
-        (errors.Ambiguous("two"), Fail("two")),
-        (errors.TimedOut(), Retry("ran longer than its time limit of 60 s", 2)),
+        (errors.Permanent("never"), Fail("never", "Permanent")),
+        (REJECTED, Fail("wrong [3006]", "Rejected")),
+        (errors.Gone(404, []), Fail("HTTP 404", "Gone")),
+        (errors.TooLarge(413, []), Fail("HTTP 413", "TooLarge")),
+        (errors.Ambiguous("two"), Fail("two", "Ambiguous")),
+        (errors.TimedOut(), Retry("ran longer than its time limit of 60 s", 2, "TimedOut")),
         (errors.Interrupted(), Release()),
-        (errors.Retryable("503"), Retry("503", 2)),
+        (errors.Retryable("503"), Retry("503", 2, "Retryable")),
         (AWAY, Snooze(1, "PostgreSQL was away: gone")),
         (psycopg.InterfaceError("closed"), Snooze(1, "PostgreSQL was away: closed")),
-        (ValueError("odd"), Retry("ValueError: odd", 2)),
-        (psycopg.errors.UniqueViolation("twice"), Retry("UniqueViolation: twice", 2)),
+        (ValueError("odd"), Retry("ValueError: odd", 2, "ValueError")),
+        (psycopg.errors.UniqueViolation("twice"), Retry("UniqueViolation: twice", 2, "UniqueViolation")),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -238,7 +238,7 @@ def test_without_a_limit_it_is_tried_for_ever(stand: Stand) -> None:
 
     outcomes = [executor.classify(errors.Retryable("503"), again(task, n)) for n in (10, 100, 2000)]
 
-    assert outcomes == [Retry("503", MAX_DELAY)] * 3
+    assert outcomes == [Retry("503", MAX_DELAY, "Retryable")] * 3
 
 
 def again(task: Task, attempts: int) -> Task:
@@ -420,7 +420,7 @@ def effect(stand: Stand, ids: list[set[int]], then: Callable[[], None] = lambda:
     def handler(ctx: Context, tasks: Sequence[Task]) -> Iterator[Settlement]:
         def write(conn: Connection, owned: set[int]) -> None:
             ids.append(owned)
-            fetch(conn, "pause_principal", principal="trace", wait=1)
+            conn.execute("insert into limiter_principals (principal) values ('trace')")
             then()
 
         yield Settlement([Ended(task, Complete("done")) for task in tasks], write)

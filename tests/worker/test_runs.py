@@ -12,7 +12,9 @@ import pytest
 
 from worker.accounts import LinkSettings
 from worker.app import App
+from worker.db import Connection
 from worker.errors import Conflict, NotFound
+from worker.queues import Ended
 from worker.task import Complete, Fail, NewTask, Outcome, SyncGoods, Task
 
 MAIN, FIRST, SECOND = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -48,11 +50,11 @@ def claim_all(shop: App) -> list[Task]:
 
 def end(shop: App, tasks: list[Task], outcome: Outcome, then: list[NewTask] | None = None) -> None:
     """End claims, enqueueing what follows in the same transaction."""
-    with shop.db.transaction() as conn:
-        transition = shop.queue.complete if isinstance(outcome, Complete) else shop.queue.fail
-        transition([(task, outcome) for task in tasks], conn)  # type: ignore[operator]
-        if then:
-            shop.queue.enqueue(then, within=conn)
+
+    def effect(conn: Connection, _: set[int]) -> None:
+        shop.queue.enqueue(then or [], within=conn)
+
+    shop.queue.settle([Ended(task, outcome) for task in tasks], effect)
 
 
 def good(run: UUID, account: UUID = FIRST) -> NewTask:

@@ -140,7 +140,8 @@ def test_a_dead_workers_tasks_go_back_on_every_host(app: App) -> None:
     account = uuid4()
     app.queue.enqueue([NewTask(account, "product", "sync", SyncGoods(account), entity_id="1")])
     with app.db.connection() as conn:
-        dead = fetch(conn, "register_worker", host="h", pid=1, name="", queues=["*"], release="r", lease=-1)[0]["id"]
+        who = {"host": "h", "pid": 1, "name": "", "queues": ["*"], "listens": ["%"], "release": "r", "lease": -1}
+        dead = fetch(conn, "register_worker", **who)[0]["id"]
     assert app.queue.claim(["*"], dead) is not None
 
     assert tick(app, NOON + timedelta(seconds=1)) is None
