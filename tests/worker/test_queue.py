@@ -687,6 +687,91 @@ def test_claims_are_held_while_their_effect_is_written(bench: Bench) -> None:
     assert bench.rows(None, "status") == ["completed"]
 
 
+@pytest.mark.parametrize("outcome", [Complete("late"), Retry("late"), Snooze(0, "late"), Fail("late"), Release()])
+def test_a_claim_taken_away_while_it_ends_leaves_no_trace(bench: Bench, outcome: Outcome) -> None:
+    """The end waits for a rescue that has the row under way, and then finds that it is not its own any more."""
+    (task,) = bench.claimed("x", worker=77)
+    begun, counts = threading.Event(), list[int]()
+
+    def rescue() -> None:
+        with bench.db.transaction() as conn:
+            fetch(conn, "rescue", workers=[77], rescues=MAX_RESCUES, now=T0)
+            begun.set()
+            time.sleep(0.3)  # the end is waiting by then; were it not, it would find the same
+
+    def end() -> None:
+        begun.wait(30)
+        counts.append(bench.queue.settle([Ended(task, outcome)])["lost"])
+
+    at_once([rescue, end])
+
+    assert counts == [1]
+    assert bench.rows(None, "status", "worker", "attempts") == [("pending", None, 0)]
+
+
+def test_a_lower_rank_is_served_now_and_then(bench: Bench) -> None:
+    """However much waits above them, one claim in ten goes to the lower ranks, each in its turn."""
+    bench.add(*(good(str(n), priority=10) for n in range(100)))
+    bench.add(*(good(f"webhook {n}", priority=5) for n in range(3)))
+    bench.add(*(good(f"background {n}") for n in range(3)))
+
+    taken = [name for _ in range(40) for name in names(bench.claim(limit=1))]
+
+    assert [(n, name) for n, name in enumerate(taken, 1) if not name.isdigit()] == [
+        (10, "webhook 0"), (20, "background 0"), (30, "webhook 1"), (40, "background 1"),
+    ]  # fmt: skip
+
+
+def test_an_account_is_served_by_so_many_workers_at_most(bench: Bench, settings: Settings) -> None:
+    """Where its number of workers is bounded, a further one passes it over until one of them is done."""
+    accounts(bench, settings, A, B)
+    with bench.db.connection() as conn:
+        conn.execute("update accounts set concurrency = 2 where id = %s", [A])
+    bench.add(*(good(str(n)) for n in range(5)), good("other", B))
+
+    first = bench.claim(worker=1, limit=1)
+    second = bench.claim(worker=2, limit=1)
+    third = [names(bench.claim(worker=3, limit=1)) for _ in range(2)]
+    again = bench.claim(worker=1, limit=1)
+    assert first
+    assert again
+    bench.end([*first.tasks, *again.tasks], Complete("done"))
+
+    assert [names(batch) for batch in (first, second, again)] == [["0"], ["1"], ["2"]]
+    assert third == [["other"], []]
+    assert names(bench.claim(worker=3, limit=1)) == ["3"]
+
+
+def test_a_bound_on_workers_holds_against_claims_at_once(bench: Bench, settings: Settings) -> None:
+    """Six workers ask at the same moment for an account that one may serve: one gets it."""
+    accounts(bench, settings, A)
+    with bench.db.connection() as conn:
+        conn.execute("update accounts set concurrency = 1 where id = %s", [A])
+    bench.add(*(good(str(n)) for n in range(60)))
+    barrier = threading.Barrier(6)
+    got: list[int] = []
+
+    def work(worker: int) -> None:
+        barrier.wait(30)
+        got.append(len(names(bench.claim(worker=worker, limit=5))))
+
+    at_once([lambda worker=worker: work(worker) for worker in range(1, 7)])
+
+    assert sorted(got) == [0, 0, 0, 0, 0, 5]
+
+
+def test_a_paused_queue_is_skipped(bench: Bench) -> None:
+    """Nothing of a queue that a paused pattern matches is claimed before its time; others go on."""
+    bench.lanes.update({A: "account-a", B: "b"})
+    bench.add(good("1", A), good("2", B))
+    with bench.db.connection() as conn:
+        conn.execute(
+            "insert into paused_queues (pattern, name, until) values ('account-%%', 'account-*', %s)", [later(100)]
+        )
+
+    assert [names(bench.claim(now=later(after))) for after in (0, 99, 100)] == [["2"], [], ["1"]]
+
+
 def test_a_task_remembers_its_troubles(bench: Bench) -> None:
     """Each attempt that went wrong: how it ended, by which error, on which worker; the last fifty of them."""
     worker = bench.live()

@@ -201,8 +201,9 @@ select id, attempts from sync_queue where status = 'processing' and worker = %(w
 -- which way.
 --
 -- The lateral look by key, here and in the verbs below, is what keeps the planner from reading the whole table, or
--- the small-looking index of what is processing with its dead entries. A claim taken away meanwhile has
--- another place (ctid) then, and is left alone.
+-- the small-looking index of what is processing with its dead entries. Who waited there for a row that a rescue
+-- was just taking away goes on with the row as it is now, and older servers do not compare its place (ctid) anew:
+-- so the fence stands in the update as well, as a `case`, which the planner cannot take for a way to find rows.
 update sync_queue q
 set status = 'completed', worker = null, completed_at = now(), updated_at = now(),
     result = (%(result)s::text[])[c.way], error = (%(note)s::text[])[c.way]
@@ -211,6 +212,7 @@ cross join lateral (
     select ctid as place from sync_queue
     where id = c.id and attempts = c.attempts and worker = %(worker)s limit 1) mine
 where q.ctid = mine.place
+  and case when q.attempts = c.attempts then q.worker = %(worker)s end
 returning q.id;
 
 -- name: fail
@@ -224,6 +226,7 @@ cross join lateral (
     select ctid as place from sync_queue
     where id = c.id and attempts = c.attempts and worker = %(worker)s limit 1) mine
 where q.ctid = mine.place
+  and case when q.attempts = c.attempts then q.worker = %(worker)s end
 returning q.id;
 
 -- name: retry
@@ -246,6 +249,7 @@ cross join lateral (
           and twin.entity_id = s.entity_id and twin.operation = s.operation limit 1) as twin
     from sync_queue s where id = c.id and attempts = c.attempts and worker = %(worker)s limit 1) mine
 where q.ctid = mine.place
+  and case when q.attempts = c.attempts then q.worker = %(worker)s end
 returning q.id;
 
 -- name: snooze
@@ -265,6 +269,7 @@ cross join lateral (
           and twin.entity_id = s.entity_id and twin.operation = s.operation limit 1) as twin
     from sync_queue s where id = c.id and attempts = c.attempts and worker = %(worker)s limit 1) mine
 where q.ctid = mine.place
+  and case when q.attempts = c.attempts then q.worker = %(worker)s end
 returning q.id;
 
 -- name: release
@@ -282,6 +287,7 @@ cross join lateral (
           and twin.entity_id = s.entity_id and twin.operation = s.operation limit 1) as twin
     from sync_queue s where id = c.id and attempts = c.attempts and worker = %(worker)s limit 1) mine
 where q.ctid = mine.place
+  and case when q.attempts = c.attempts then q.worker = %(worker)s end
 returning q.id;
 
 -- name: lock_dead_workers
