@@ -110,7 +110,7 @@ class Loop:
     def _work(self, over: float) -> tuple[str, int]:
         options = self._options
         empty = streak = 0
-        asleep = False
+        asleep = 0  # the id under which this worker has said that it sleeps; it gets another when it was given up
         tidy_at = float("-inf")
         worked = False
         while True:
@@ -134,15 +134,15 @@ class Loop:
                     tally = self._executor.execute(batch)
                     self.done += tally.done
                     self.failed += tally.failed
-                elif empty == 0 and not asleep:
-                    self._queue.doze(self._lease.worker)
-                    asleep = True
+                elif asleep != self._lease.worker:
+                    asleep = self._lease.worker
+                    self._queue.doze(asleep)
                 if asleep and streak > _STREAK:
-                    self._queue.rouse(self._lease.worker)
-                    asleep = False
+                    self._queue.rouse(asleep)
+                    asleep = 0
             except AWAY as error:
                 emit("database.wait", level="warning", reason=str(error).strip())
-                asleep = False
+                asleep = 0
                 self._sleep(self._rng.uniform(0.1, 1))
                 continue
             if batch:
@@ -162,7 +162,9 @@ class Loop:
                 if self._sleep(_LOOKS[empty - 1]):
                     empty = 0
             else:
-                self._sleep(min(options.sleep * self._rng.uniform(0.9, 1.1), max(0, over - self._clock())))
+                # Also an idle worker looks every TIDY seconds whether another has died.
+                until = min(self._clock() + options.sleep * self._rng.uniform(0.9, 1.1), over, tidy_at)
+                self._sleep(max(0, until - self._clock()))
                 empty = len(_LOOKS)
 
     def _limit(self) -> int:
