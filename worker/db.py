@@ -40,12 +40,17 @@ def _queries() -> dict[str, str]:
     found: dict[str, str] = {}
     for file in sorted(files("worker").joinpath("sql").iterdir(), key=lambda item: item.name):
         if file.name.endswith(".sql"):
-            _, *parts = _NAME.split(file.read_text("utf-8"))
-            for name, text in zip(parts[::2], parts[1::2], strict=True):
+            for name, text in sections(file.read_text("utf-8")).items():
                 if name in found:
                     raise KeyError(f"two queries are called {name!r}")
-                found[name] = text.strip()
+                found[name] = text
     return found
+
+
+def sections(text: str) -> dict[str, str]:
+    """The parts of a file that each begin with a line `-- name: ...`, by that name."""
+    _, *parts = _NAME.split(text)
+    return {name: part.strip() for name, part in zip(parts[::2], parts[1::2], strict=True)}
 
 
 class Database:
@@ -114,19 +119,26 @@ def fetch_one(conn: Connection, name: str, /, **params: Any) -> dict[str, Any] |
     return rows[0] if rows else None
 
 
-def patiently(work: Callable[[], _T], *, give_up: Callable[[], bool] = lambda: False) -> _T:
-    """Do `work` (repeatable as a whole), waiting out a PostgreSQL that is away.
+def patiently(
+    work: Callable[[], _T],
+    *,
+    give_up: Callable[[], bool] = lambda: False,
+    away: tuple[type[Exception], ...] = AWAY,
+    event: str = "database.wait",
+) -> _T:
+    """Do `work` (repeatable as a whole), waiting out a PostgreSQL that is away, or another server: what it raises
+    then is `away`, and what the log calls that `event`.
 
     Raises what the server raised once `give_up()` is true.
     """
 
     def tell(details: Any) -> None:
         if details["tries"] in (1, 10) or details["tries"] % 100 == 0:
-            emit("database.wait", level="warning", tries=details["tries"], reason=str(details["exception"]))
+            emit(event, level="warning", tries=details["tries"], reason=str(details["exception"]))
 
     attempt = backoff.on_exception(
         backoff.expo,
-        AWAY,
+        away,
         factor=0.1,
         max_value=1,
         giveup=lambda _: give_up(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,10 +9,10 @@ from importlib.resources import files
 from typing import Any, TypeVar
 from uuid import UUID
 
-import backoff
 from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 
+from worker.db import patiently, sections
 from worker.limiter.contract import CATCH_UP, FORGOTTEN, PARALLEL, PATIENCE, Answer, Ask, Learned
 from worker.telemetry import emit
 
@@ -21,7 +20,6 @@ LEASE = 6.0
 """Seconds after which a slot is free whose holder has died."""
 _AWAY = (ConnectionError, TimeoutError, BusyLoadingError)
 _POLL = 1.0
-_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _T = TypeVar("_T")
 
 
@@ -31,11 +29,9 @@ class RedisStore:
     def __init__(self, url: str, *, lease: float = LEASE) -> None:
         self._redis: Redis = Redis.from_url(url, socket_connect_timeout=5, socket_timeout=10)
         self._lease = lease
-        text = files("worker.limiter").joinpath("limiter.lua").read_text("utf-8")
-        _, *parts = _NAME.split(text)
-        named = dict(zip(parts[::2], parts[1::2], strict=True))
+        named = sections(files("worker.limiter").joinpath("limiter.lua").read_text("utf-8"))
         common = named.pop("common")
-        self._scripts = {name: self._redis.register_script(common + body) for name, body in named.items()}
+        self._scripts = {name: self._redis.register_script(f"{common}\n{body}") for name, body in named.items()}
         self._held: dict[int, Ask] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -52,7 +48,7 @@ class RedisStore:
         return Answer(bool(granted), max(0.0, float(wait)), reason.decode() or None)
 
     def await_slot(self, ask: Ask, seconds: float) -> None:
-        self._patiently(lambda: self._redis.blpop([f"{_tag(ask.account)}:wake:{ask.ticket}"], timeout=seconds))
+        _patiently(lambda: self._redis.blpop([f"{_tag(ask.account)}:wake:{ask.ticket}"], timeout=seconds))
 
     def free(self, ask: Ask, limit: int | None, remaining: int | None) -> Learned:
         self._drop(ask)
@@ -79,22 +75,12 @@ class RedisStore:
         self._redis.close()
 
     def _run(self, name: str, account: UUID, principal: str, *values: Any) -> Any:
-        return self._patiently(lambda: self._once(name, account, principal, *values))
+        return _patiently(lambda: self._once(name, account, principal, *values))
 
     def _once(self, name: str, account: UUID, principal: str, *values: Any) -> Any:
         tag = _tag(account)
         keys = [f"{tag}:{principal}", f"{tag}:busy", f"{tag}:slots", f"{tag}:wake:"]
         return self._scripts[name](keys=keys, args=[principal, *map(str, values)])
-
-    def _patiently(self, work: Callable[[], _T]) -> _T:
-        """Do `work`, waiting out a Redis that is away."""
-
-        def tell(details: Any) -> None:
-            if details["tries"] in (1, 10) or details["tries"] % 100 == 0:
-                emit("redis.wait", level="warning", tries=details["tries"], reason=str(details["exception"]))
-
-        attempt = backoff.on_exception(backoff.expo, _AWAY, factor=0.1, max_value=1, on_backoff=tell, logger=None)
-        return attempt(work)()
 
     def _hold(self, ask: Ask) -> None:
         with self._lock:
@@ -119,6 +105,10 @@ class RedisStore:
                     self._once("renew", account, principal, ",".join(map(str, tickets)), self._lease)
                 except _AWAY as error:
                     emit("redis.wait", level="warning", reason=str(error))
+
+
+def _patiently(work: Callable[[], _T]) -> _T:
+    return patiently(work, away=_AWAY, event="redis.wait")
 
 
 def _tag(account: UUID) -> str:
