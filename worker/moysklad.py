@@ -5,21 +5,16 @@ Vendor pages are named by their path in `moysklad/api-remap-1.2-doc`.
 
 from __future__ import annotations
 
-import http.client
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import backoff
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import PoolManager
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from worker.accounts import Account
@@ -36,6 +31,7 @@ from worker.errors import (
     Unreachable,
 )
 from worker.limiter import LONG, Limiter
+from worker.punctual import PunctualAdapter
 from worker.telemetry import emit_request
 
 PAGE = 1000
@@ -212,7 +208,7 @@ class Client:
         self._until = float("inf")
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _PunctualAdapter(lambda: self._until - clock()))
+            self._session.mount(scheme, PunctualAdapter(lambda: self._until - clock()))
         self._session.headers.update(HEADERS)
         self._session.auth = self._sign  # as a mere header it would give way to a ~/.netrc
 
@@ -464,73 +460,3 @@ def _page(path: str, value: Any) -> tuple[list[dict[str, Any]], int]:
         return objects(path, value["rows"]), int(value["meta"]["size"])
     except (TypeError, KeyError, ValueError, Retryable):
         raise Retryable(f"GET {path}: the answer is not a list page") from None
-
-
-class _Punctual(io.RawIOBase):
-    """What a socket receives; every wait is bounded by what is left, so that no drip lasts for ever.
-
-    A timeout of the socket would begin anew with each byte.
-    """
-
-    def __init__(self, sock: Any, left: Callable[[], float]) -> None:
-        self._sock, self._left = sock, left
-        self._raw = sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(_bounded(self._left()))
-        read: int | None = self._raw.readinto(buffer)
-        return read
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _PunctualResponse(http.client.HTTPResponse):
-    def __init__(self, left: Callable[[], float], sock: Any, *args: Any, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Punctual(sock, left))
-
-
-class _PunctualAdapter(HTTPAdapter):
-    """Connections whose requests and answers are over when `left()` is 0, from the first byte sent on."""
-
-    def __init__(self, left: Callable[[], float]) -> None:
-        self._left = left
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        self._make_punctual(self.poolmanager)
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **options)
-        self._make_punctual(manager)
-        return manager
-
-    def _make_punctual(self, manager: PoolManager) -> None:
-        known = PoolManager().pool_classes_by_scheme
-        manager.pool_classes_by_scheme = {scheme: _punctual_pool(pool, self._left) for scheme, pool in known.items()}
-
-
-def _punctual_pool(pool: Any, left: Callable[[], float]) -> Any:
-    class Connection(pool.ConnectionCls):  # type: ignore[misc]
-        response_class = staticmethod(partial(_PunctualResponse, left))
-
-        def send(self, data: Any) -> None:
-            if self.sock is not None:
-                self.sock.settimeout(_bounded(left()))
-            super().send(data)
-
-    return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
-
-
-def _bounded(left: float) -> float:
-    """As a socket's timeout, where 0 would mean not to wait at all."""
-    if left <= 0:
-        raise TimeoutError("the time for this request is over")
-    return left
