@@ -2,8 +2,8 @@
 
 MoySklad disables the API of whoever keeps knocking, and only its support restores it (md/_restrictions.md): more
 than 200 identical failing requests, 200 answers 429 or 100 PUTs to one entity in a minute. At a quarter of that
-the breaker opens: the account is parked, with the reason, for a minute, then 2, 4, ... 15. It opens too, for
-shorter, when nothing comes back any more: while MoySklad is away no task shall lose its attempts. Then one
+the breaker opens: the account is parked, with the reason, for a minute, then 2, 4, ... 15. It opens too, for 10 to 30
+seconds, when nothing comes back any more: while MoySklad is away no task shall lose its attempts. Then one
 request is tried; its success closes the breaker, its failure opens it for longer.
 """
 
@@ -34,6 +34,8 @@ AWAY_WAIT = 10.0
 """The same where MoySklad was away."""
 LONGEST_WAIT = 900.0
 """Each wait is twice the one before, up to this."""
+LONGEST_AWAY = 30.0
+"""The same where MoySklad was away: two probes in a minute harm nobody, and shops wait for its return."""
 LATELY = 600.0
 """Seconds after which an opening no longer prolongs the next one."""
 PROBE = 30.0
@@ -71,7 +73,7 @@ class Breaker:
             self._db.fetch("close_breaker", account=account.id, principal=account.principal)
             emit("breaker.close", account=account.id)
             return
-        wait = self._open(account, f"MoySklad is still away: {error}", AWAY_WAIT)
+        wait = self._open(account, f"MoySklad is still away: {error}", AWAY_WAIT, LONGEST_AWAY)
         raise RateLimited(f"MoySklad is still away: {error}", wait)
 
     def succeeded(self, account: Account, method: str, path: str) -> None:
@@ -90,7 +92,8 @@ class Breaker:
             opened = self._count(account, f"PUT {path}", False, PUTS) or opened
         if not opened and row >= IN_A_ROW:
             self._in_a_row[account.principal] = 0
-            self._open(account, f"MoySklad is away, {row} requests in a row failed, the last: {reason}", AWAY_WAIT)
+            said = f"MoySklad is away, {row} requests in a row failed, the last: {reason}"
+            self._open(account, said, AWAY_WAIT, LONGEST_AWAY)
             opened = True
         return opened
 
@@ -112,7 +115,7 @@ class Breaker:
             return False
         return True
 
-    def _open(self, account: Account, reason: str, base: float) -> float:
+    def _open(self, account: Account, reason: str, base: float, longest: float = LONGEST_WAIT) -> float:
         """Open it and park the account; for how many seconds."""
         reason = f"stopped before MoySklad disables the account: {reason}"
         with self._db.transaction() as conn:
@@ -120,7 +123,7 @@ class Breaker:
             fetch(conn, "forget_failures", principal=account.principal)
             row = fetch_one(
                 conn, "open_breaker", account=account.id, reason=reason, now=self._now(),
-                base=base, longest=LONGEST_WAIT, lately=LATELY,
+                base=base, longest=longest, lately=LATELY,
             )  # fmt: skip
             if row is None:  # somebody else was faster
                 return base

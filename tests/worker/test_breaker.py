@@ -17,7 +17,18 @@ from tests.conftest import Family, Vendor
 from worker import cli
 from worker.accounts import Account
 from worker.app import App
-from worker.breaker import ALIKE, AWAY_WAIT, COUNTED_WAIT, IN_A_ROW, LATELY, LONGEST_WAIT, PROBE, PUTS, Breaker
+from worker.breaker import (
+    ALIKE,
+    AWAY_WAIT,
+    COUNTED_WAIT,
+    IN_A_ROW,
+    LATELY,
+    LONGEST_AWAY,
+    LONGEST_WAIT,
+    PROBE,
+    PUTS,
+    Breaker,
+)
 from worker.errors import RateLimited, Retryable, Unauthorized
 from worker.task import NewTask, SyncGoods
 
@@ -194,7 +205,7 @@ def test_one_tries_when_the_wait_is_over(app: App, breaker: Breaker, account: Ac
 
 
 def test_each_wait_is_twice_the_one_before(breaker: Breaker, account: Account, clock: Clock) -> None:
-    """Up to a quarter of an hour; after a quiet time it begins anew."""
+    """Up to half a minute while MoySklad is away; after a quiet time it begins anew."""
     fail(breaker, account, IN_A_ROW, 0)
     waits = [refused(breaker, account).wait]
     for _ in range(9):
@@ -205,13 +216,26 @@ def test_each_wait_is_twice_the_one_before(breaker: Breaker, account: Account, c
         waits.append(raised.value.wait)
         assert "HTTP 503" in str(raised.value)
 
-    assert waits == [min(AWAY_WAIT * 2**n, LONGEST_WAIT) for n in range(10)]
+    assert waits == [min(AWAY_WAIT * 2**n, LONGEST_AWAY) for n in range(10)]
     clock.pass_(waits[-1])
     assert breaker.admit(account) is False
     breaker.probed(account, None)
     clock.pass_(LATELY)
     fail(breaker, account, IN_A_ROW, 0)
     assert refused(breaker, account).wait == AWAY_WAIT
+
+
+def test_who_knocks_again_waits_twice_as_long(breaker: Breaker, account: Account, clock: Clock) -> None:
+    """Failures alike, though the probes between them succeed: up to a quarter of an hour."""
+    waits = []
+    for _ in range(7):
+        fail(breaker, account, ALIKE)
+        waits.append(refused(breaker, account).wait)
+        clock.pass_(waits[-1])
+        assert breaker.admit(account) is False
+        breaker.probed(account, None)
+
+    assert waits == [min(COUNTED_WAIT * 2**n, LONGEST_WAIT) for n in range(7)]
 
 
 def test_who_is_late_does_not_prolong_it(app: App, breaker: Breaker, account: Account, clock: Clock) -> None:
