@@ -17,6 +17,8 @@ import pytest
 
 from worker.accounts import Accounts
 from worker.db import Connection, Database, fetch, fetch_one
+from worker.errors import NotFound
+from worker.pauses import Pauses
 from worker.queues import DatabaseQueue, Effect, Ended, Queue
 from worker.queues.database import LOCK_CLASS, MAX_RESCUES
 from worker.runs import Runs
@@ -1002,3 +1004,164 @@ def eventually(look: Callable[[], Any], seconds: float = 30) -> Any:
             return answer
         time.sleep(0.01)
     return None
+
+
+# What an operator does
+
+
+def failed(bench: Bench, *tasks: NewTask, error_class: str = "Permanent") -> None:
+    """Enqueue these, claim them and end them without success."""
+    bench.add(*tasks)
+    while batch := bench.claim():
+        bench.queue.fail([(task, Fail("broken", error_class)) for task in batch.tasks])
+
+
+def test_retry_failed_by_error_class_and_time(bench: Bench) -> None:
+    """Only what failed for that reason, or since that moment, goes on; all that is asked must hold."""
+    failed(bench, good("x"), error_class="Permanent")
+    failed(bench, good("y"), good("z", B), error_class="TimedOut")
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+
+    assert bench.queue.retry_failed(since=tomorrow) == 0
+    assert bench.queue.retry_failed(error_class="TimedOut", account_id=A) == 1
+    assert bench.rows("pending", "entity_id") == ["y"]
+    assert bench.queue.retry_failed(since=tomorrow - timedelta(days=2)) == 2
+
+
+def test_cancel_by_id_account_and_queue(bench: Bench) -> None:
+    """Pending tasks that meet all of it end as cancelled with the reason in their history; the others wait on."""
+    bench.lanes[B] = "slow-b"
+    bench.add(good("x"), good("y"), good("z", B), good("later", B, scheduled_at=later(60)))
+    ids = bench.rows("pending", "id")
+
+    assert bench.queue.cancel(ids=[ids[0]], account_id=B).tasks == 0
+    assert bench.queue.cancel(ids=[]).tasks == 0
+    assert bench.queue.cancel(ids=[ids[0]], reason="wrong").tasks == 1
+    assert bench.queue.cancel(queue="slow-*", reason="wrong").tasks == 2
+
+    assert bench.rows("pending", "entity_id") == ["y"]
+    assert bench.rows("failed", "result", "error", "error_class") == [("cancelled", "wrong", "Cancelled")] * 3
+    assert [entry["how"] for entry in bench.rows("failed", "history")[0]] == ["cancel"]
+    assert names(bench.claim(now=later(120))) == ["y"]
+
+
+def test_cancel_leaves_what_is_being_processed(bench: Bench) -> None:
+    """A claimed task goes on, and cancel says how many do so."""
+    tasks = bench.claimed("x", "y")
+    bench.add(good("z"))
+
+    cancelled = bench.queue.cancel(account_id=A, reason="stop")
+
+    assert (cancelled.tasks, cancelled.processing) == (1, 2)
+    assert bench.end(tasks, Complete("done")) == ["x", "y"]
+
+
+def test_what_was_cancelled_comes_back_by_name_only(bench: Bench) -> None:
+    """`retry all` does not undo an operator's word; its id or its error class does, and the task is due at once."""
+    bench.add(good("x", scheduled_at=later(60)), good("y"))
+    bench.queue.cancel()
+    (x, y) = bench.rows("failed", "id")
+
+    assert bench.queue.retry_failed() == 0
+    assert bench.queue.retry_failed(ids=[x]) == 1
+    assert bench.queue.retry_failed(error_class="Cancelled") == 1
+    assert names(bench.claim(now=T0)) == ["x", "y"]
+    assert [row["id"] for row in bench.rows("processing")] == [x, y]
+
+
+def test_reroute_moves_what_waits(bench: Bench) -> None:
+    """Tasks go where the route says now, in their order, due or not; what is being processed keeps its queue."""
+    running = bench.claimed("running")
+    bench.add(good("x"), good("y"), good("later", scheduled_at=later(60)), good("z", B))
+    bench.lanes[A] = "account-a"
+
+    def route(_: str, account: UUID) -> str:
+        return bench.lanes.get(account, "default")
+
+    assert bench.queue.reroute(route) == 3
+    assert bench.queue.reroute(route) == 0
+    assert names(bench.claim("account-a")) == ["x", "y"]
+    assert names(bench.claim("default", worker=2)) == ["z"]
+    assert bench.end(running, Complete("done")) == ["running"]
+    assert names(bench.claim("account-a", now=later(60))) == ["later"]
+
+
+def test_reroute_leaves_tasks_of_unknown_accounts(bench: Bench) -> None:
+    """A route that knows the account of one task only moves that one."""
+    bench.add(good("x"), good("y", B))
+
+    def route(_: str, account: UUID) -> str:
+        if account == A:
+            raise NotFound("no such account")
+        return "moved"
+
+    assert bench.queue.reroute(route) == 1
+    assert bench.rows("pending", "entity_id", "queue") == [("x", "default"), ("y", "moved")]
+
+
+def test_reroute_while_workers_claim(bench: Bench) -> None:
+    """Each task is claimed once, whether it was moved or taken before."""
+    bench.add(*(good(str(n)) for n in range(500)))
+    bench.lanes[A] = "moved"
+    claimed: list[str] = []
+
+    def work() -> None:
+        while batch := bench.claim(worker=7, limit=20):
+            claimed.extend(names(batch))
+            bench.queue.complete([(task, Complete("done")) for task in batch.tasks])
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    bench.queue.reroute(lambda *_: "moved")
+    worker.join()
+    work()
+
+    assert sorted(map(int, claimed)) == list(range(500))
+
+
+def test_a_twin_goes_to_the_queue_of_the_newer_request(bench: Bench) -> None:
+    """After a change of topology, coalescing moves the pending row; single or in bulk."""
+    bench.add(*(good(str(n)) for n in range(101)))
+    bench.lanes[A] = "new"
+
+    bench.add(good("0"))
+    assert bench.rows("pending", "queue").count("new") == 1
+    bench.add(*(good(str(n)) for n in range(101)))
+
+    assert set(bench.rows("pending", "queue")) == {"new"}
+
+
+def test_find(bench: Bench) -> None:
+    """A task by its id with every attempt that ended badly; None for an id that no task has."""
+    (task,) = bench.claimed("x")
+    bench.queue.retry([(task, Retry("first", 0, "Retryable"))], now=T0)
+    failed_task = bench.claim()
+    assert failed_task is not None
+    bench.queue.fail([(failed_task.first, Fail("second", "Permanent"))])
+
+    row = bench.queue.find(task.id)
+
+    assert row is not None
+    assert (row["status"], row["entity_id"]) == ("failed", "x")
+    assert [(e["how"], e["attempt"], e["error"]) for e in row["history"]] == [
+        ("retry", 1, "first"),
+        ("fail", 2, "second"),
+    ]
+    assert bench.queue.find(0) is None
+
+
+def test_a_pause_holds_for_the_very_next_claim(bench: Bench) -> None:
+    """Also a worker that knows what waits takes nothing from a queue that was paused since; resumed, it goes on."""
+    pauses = Pauses(bench.db)
+    bench.lanes[B] = "other"
+    bench.queue.enqueue([*(good(str(n)) for n in range(4)), good("b", B)])
+    assert names(bench.queue.claim(["default"], 1, limit=1)) == ["0"]
+
+    pauses.pause("def*", datetime.now(UTC) + timedelta(hours=1), "maintenance")
+
+    assert names(bench.queue.claim(["default"], 1, limit=1)) == []
+    assert names(bench.queue.claim(["*"], 2, limit=1)) == ["b"]
+    assert [(row["queue"], row["reason"]) for row in pauses.current()] == [("def*", "maintenance")]
+    assert pauses.resume("def*")
+    assert not pauses.resume("def*")
+    assert names(bench.queue.claim(["default"], 1, limit=1)) == ["1"]

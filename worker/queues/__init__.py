@@ -1,6 +1,6 @@
 """The queue: one contract, one driver per place where tasks can live."""
 
-from worker.queues.contract import Effect, Ended, Queue
+from worker.queues.contract import Cancelled, Effect, Ended, Queue
 from worker.queues.database import DatabaseQueue
 
-__all__ = ["DatabaseQueue", "Effect", "Ended", "Queue"]
+__all__ = ["Cancelled", "DatabaseQueue", "Effect", "Ended", "Queue"]

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from worker.db import Connection
+from worker.queues.routing import Route
 from worker.task import Batch, Complete, Fail, NewTask, Outcome, Release, Retry, Snooze, Task
 
 Effect = Callable[[Connection, set[int]], None]
@@ -33,6 +34,14 @@ class Ended:
 
     task: Task
     outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """What `cancel` did: so many tasks are over, and so many that it would have met are being processed and go on."""
+
+    tasks: int
+    processing: int
 
 
 class Queue(ABC):
@@ -123,5 +132,41 @@ class Queue(ABC):
         """The newest tasks of a status, whole."""
 
     @abstractmethod
-    def retry_failed(self, *, ids: Sequence[int] | None = None, account_id: UUID | None = None) -> int:
-        """Give failed tasks a new set of attempts; how many were put back."""
+    def find(self, id: int) -> Mapping[str, Any] | None:
+        """One task, whole as in `peek`; its `history` has every attempt that ended badly: at, how, attempt, class,
+        error, worker, host, started_at."""
+
+    @abstractmethod
+    def retry_failed(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        account_id: UUID | None = None,
+        since: datetime | None = None,
+        error_class: str | None = None,
+    ) -> int:
+        """Give failed tasks that meet all of it a new set of attempts; how many were put back.
+
+        `since` is when they failed at the earliest. Cancelled ones go on only when named by id or by the error
+        class `Cancelled`. Of twins the newest goes on, and none whose twin is pending.
+        """
+
+    @abstractmethod
+    def cancel(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        account_id: UUID | None = None,
+        queue: str | None = None,
+        reason: str = "",
+    ) -> Cancelled:
+        """End pending tasks that meet all of it (`queue` with `*` as wildcard) as failed, with the result
+        `cancelled`, the error class `Cancelled` and the reason. In parts, while workers go on."""
+
+    @abstractmethod
+    def reroute(self, route: Route) -> int:
+        """Move pending tasks to the queue that `route` says; how many were elsewhere.
+
+        In parts, while workers go on. What is being processed keeps its queue, also when it is put back: ask again
+        until nothing moves. Tasks whose account is not known stay.
+        """

@@ -18,7 +18,8 @@ from psycopg.errors import DeadlockDetected, UniqueViolation
 from psycopg.rows import tuple_row
 
 from worker.db import Connection, Database, fetch, fetch_one, query
-from worker.queues.contract import VERBS, Effect, Ended, Queue
+from worker.errors import NotFound
+from worker.queues.contract import VERBS, Cancelled, Effect, Ended, Queue
 from worker.queues.lanes import Lane, Lanes
 from worker.queues.routing import Route, like
 from worker.task import Batch, NewTask, Outcome, Payload, Task, encode
@@ -35,7 +36,8 @@ _BULK = 100
 _COPY_AT_ONCE = 20_000
 NULL = r"\N"
 _TASK_FIELDS = len(Task.__dataclass_fields__)
-_PRUNE_AT_ONCE = 10_000
+_AT_ONCE = 10_000
+"""Rows that one statement of a sweep through the table changes."""
 _LOOK = 1.0
 """Seconds between two looks at which lanes there are, while they last."""
 _LOOK_SHARE = 20
@@ -285,10 +287,10 @@ class DatabaseQueue(Queue):
             with self._db.connection() as conn:
                 gone = conn.execute(
                     query("prune"),
-                    {"completed": completed_days, "failed": failed_days, "limit": _PRUNE_AT_ONCE, "now": now},
+                    {"completed": completed_days, "failed": failed_days, "limit": _AT_ONCE, "now": now},
                 ).rowcount
             total += gone
-            if gone < _PRUNE_AT_ONCE:
+            if gone < _AT_ONCE:
                 if total:
                     emit("task.prune", tasks=total)
                 return total
@@ -303,12 +305,71 @@ class DatabaseQueue(Queue):
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         return list(self._db.fetch("peek", status=status, account_id=account_id, limit=limit))
 
-    def retry_failed(self, *, ids: Sequence[int] | None = None, account_id: UUID | None = None) -> int:
+    def find(self, id: int) -> Mapping[str, Any] | None:
+        rows = self._db.fetch("find_task", id=id)
+        return rows[0] if rows else None
+
+    def retry_failed(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        account_id: UUID | None = None,
+        since: datetime | None = None,
+        error_class: str | None = None,
+    ) -> int:
         with self._db.transaction() as conn:
-            rows = _put_back(conn, "retry_failed", ids=None if ids is None else list(ids), account_id=account_id)
+            rows = _put_back(
+                conn,
+                "retry_failed",
+                ids=None if ids is None else list(ids),
+                account_id=account_id,
+                since=since,
+                error_class=error_class,
+            )
             fetch(conn, "wake", queues=sorted({row["queue"] for row in rows}), always=False)
         emit("task.retry_failed", tasks=len(rows))
         return len(rows)
+
+    def cancel(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        account_id: UUID | None = None,
+        queue: str | None = None,
+        reason: str = "",
+    ) -> Cancelled:
+        which = {
+            "ids": None if ids is None else list(ids),
+            "account_id": account_id,
+            "pattern": None if queue is None else like(queue),
+        }
+        tasks = sum(1 for _ in self._sweep("cancel_tasks", **which, reason=reason))
+        going_on = self._db.fetch("count_processing", **which)[0]["tasks"]
+        emit("task.cancel", level="warning", tasks=tasks, processing=going_on, reason=reason)
+        return Cancelled(tasks, going_on)
+
+    def reroute(self, route: Route) -> int:
+        moved, targets = 0, set[str]()
+        for row in self._db.fetch("routes"):
+            try:
+                target = route(row["entity_type"], row["account_id"])
+            except NotFound:
+                continue
+            if target != row["queue"]:
+                number = sum(1 for _ in self._sweep("reroute", **row, target=target))
+                moved += number
+                targets |= {target} if number else set()
+        if targets:
+            self._db.fetch("wake", queues=sorted(targets), always=False)
+        emit("task.reroute", tasks=moved, queues=",".join(sorted(targets)))
+        return moved
+
+    def _sweep(self, name: str, **params: Any) -> Iterator[dict[str, Any]]:
+        """Rows of a query that changes a bounded number at once, in the order of ids, until there are no more."""
+        mark = 0
+        while rows := self._db.fetch(name, **params, mark=mark, limit=_AT_ONCE):
+            yield from rows
+            mark = max(row["id"] for row in rows)
 
 
 _COLUMNS = (

@@ -154,6 +154,8 @@ with front as materialized (
       and (%(concurrency)s::integer is null or %(concurrency)s > (
           select count(distinct worker) from sync_queue
           where status = 'processing' and account_id = %(account)s and worker <> %(worker)s))
+      and not exists (
+          select from paused_queues p where %(queue)s like p.pattern and p.until > coalesce(%(now)s, now()))
     order by id limit %(limit)s for update skip locked
 ), free as materialized (
     select ctid, id, entity_type, operation, rescues from front
@@ -339,22 +341,66 @@ where id = any(array(
     limit %(limit)s));
 
 -- name: retry_failed
--- Gives failed tasks a new set of attempts, except where the same thing is pending already.
+-- Gives failed tasks a new set of attempts, except where the same thing is pending already. What an operator has
+-- cancelled comes back only by name.
 update sync_queue q
-set status = 'pending', attempts = 0, rescues = 0, result = null, completed_at = null, scheduled_at = now(),
-    updated_at = now()
+set status = 'pending', ready = true, attempts = 0, rescues = 0, result = null, completed_at = null,
+    scheduled_at = now(), updated_at = now()
 where q.id = any(array(
     select distinct on (account_id, entity_type, entity_id, operation) id
     from sync_queue f
     where status = 'failed'
       and (%(ids)s::bigint[] is null or id = any(%(ids)s::bigint[]))
       and (%(account_id)s::uuid is null or account_id = %(account_id)s::uuid)
+      and (%(since)s::timestamptz is null or completed_at >= %(since)s::timestamptz)
+      and (%(error_class)s::text is null or error_class = %(error_class)s::text)
+      and (result is distinct from 'cancelled' or %(ids)s::bigint[] is not null or %(error_class)s::text is not null)
       and not exists (
           select from sync_queue p
           where p.status = 'pending' and p.account_id = f.account_id and p.entity_type = f.entity_type
             and p.entity_id = f.entity_id and p.operation = f.operation)
     order by account_id, entity_type, entity_id, operation, id desc))
+  and q.status = 'failed'
 returning id, queue, run_id;
+
+-- name: cancel_tasks
+-- Ends pending tasks on an operator's word, a bounded number behind %(mark)s: the sweep reads each row once. What a
+-- worker is just taking is its.
+update sync_queue q
+set status = 'failed', result = 'cancelled', error = %(reason)s, error_class = 'Cancelled', completed_at = now(),
+    updated_at = now(), history = remember(q, 'cancel', 'Cancelled', %(reason)s)
+where q.id = any(array(
+    select id from sync_queue
+    where status = 'pending' and id > %(mark)s
+      and (%(ids)s::bigint[] is null or id = any(%(ids)s::bigint[]))
+      and (%(account_id)s::uuid is null or account_id = %(account_id)s::uuid)
+      and (%(pattern)s::text is null or queue like %(pattern)s::text)
+    order by id limit %(limit)s for update skip locked))
+returning id;
+
+-- name: count_processing
+-- How many tasks are being processed, of those that `cancel` means.
+select count(*) as tasks from sync_queue
+where status = 'processing'
+  and (%(ids)s::bigint[] is null or id = any(%(ids)s::bigint[]))
+  and (%(account_id)s::uuid is null or account_id = %(account_id)s::uuid)
+  and (%(pattern)s::text is null or queue like %(pattern)s::text);
+
+-- name: routes
+-- What the route of a pending task depends on, and where such tasks are.
+select distinct queue, entity_type, account_id from sync_queue where status = 'pending';
+
+-- name: reroute
+-- Moves pending tasks to another queue, a bounded number behind %(mark)s. A row that somebody has locked is about to
+-- be processed, or coalesces and so goes to its new queue by itself.
+update sync_queue q
+set queue = %(target)s, updated_at = now()
+where q.id = any(array(
+    select id from sync_queue
+    where status = 'pending' and queue = %(queue)s and entity_type = %(entity_type)s and account_id = %(account_id)s
+      and id > %(mark)s
+    order by id limit %(limit)s for update skip locked))
+returning id;
 
 -- name: stats
 -- How many tasks stand where, per queue, account and status, and how long the oldest due one has waited.
@@ -378,3 +424,10 @@ from sync_queue
 where status = %(status)s and (%(account_id)s::uuid is null or account_id = %(account_id)s::uuid)
 order by updated_at desc, id desc
 limit %(limit)s;
+
+-- name: find_task
+-- One task, the whole row.
+select id, queue, account_id, entity_type, entity_id, operation, priority, status, payload, attempts, max_attempts,
+       run_id, worker, result, error, error_class, history, scheduled_at, started_at, completed_at, created_at, updated_at
+from sync_queue
+where id = %(id)s;
