@@ -24,11 +24,13 @@ def run(*, products: int, children: int, workers: int, latency_ms: int, again: b
     """Play the whole scene; whether every child equals main in the end. `json` prints one last line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=json)
+    wait = wait and sys.stdin.isatty() and sys.stdout.isatty()
     stage = Stage(
         products=products,
         children=children,
         workers=workers,
         latency_ms=latency_ms,
+        port=8080 if wait else 0,  # an address to remember, where somebody will look at the page
         tell=lambda what: console.print(f"  starting {what}"),
     )
     try:
@@ -41,7 +43,7 @@ def run(*, products: int, children: int, workers: int, latency_ms: int, again: b
             if json:
                 sys.stdout.write(stdlib_json.dumps(report) + "\n")
                 sys.stdout.flush()
-            if wait and sys.stdin.isatty() and sys.stdout.isatty():
+            if wait:
                 console.print(f"\n  The page is at {stage.api}/ and asks for the token [bold]{stage.token}[/bold]")
                 console.print("  Press Ctrl-C to stop everything.")
                 _until_interrupted()

@@ -44,11 +44,13 @@ class Stage:
         work_options: str = "--sleep 3 --tries 3 --max-time 3600 --timeout 300",
         seed: int = 1,
         env: Mapping[str, object] = MappingProxyType({}),
+        port: int = 0,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`port` is where the API listens if it is free; else, and with 0, anywhere."""
         self.products, self.number, self.workers = products, children, workers
         self._latency_ms, self._work_options, self._seed, self._tell = latency_ms, work_options, seed, tell
-        self._env_more = env
+        self._env_more, self._port = env, port
         self._stack = contextlib.ExitStack()
         self.main: UUID = uuid4()
         self.children: list[UUID] = []
@@ -98,7 +100,7 @@ class Stage:
             "MOYSKLAD_API_URL": f"{self.simulator}/api/remap/1.2",
             "APP_KEY": Fernet.generate_key().decode(),
             "LOG_DIR": self.folder / "logs",
-            "API_PORT": _free_port(8080),
+            "API_PORT": _free_port(self._port),
             "API_TOKEN": self.token,
             **self._env_more,
         }
