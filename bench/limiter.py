@@ -11,11 +11,16 @@ once can carry); `acquire_p99_ms` what one question to the store takes, waiting 
 `--kill` kills two thirds of the processes with -9 at random moments: `recovered_s` is how long after the last death
 a whole window was used to 95 %. `--compare` lets pyrate-limiter and limits do the same on the same store, as far as
 they can: neither knows parallel slots, limits has no store in PostgreSQL (extra `bench`).
+
+Lists measure every combination, one after the other; the last line then holds all `cells` and the `worst` figures:
+
+    python -m bench.limiter --processes 1,4,16 --weight 1,3,4 --store postgresql,redis --latency 0,300 --json
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -47,6 +52,7 @@ from worker.settings import Settings
 
 WARM_UP = limiter.WINDOW + 2
 TOKEN = "bench"
+AXES = ("store", "latency", "weight", "processes")
 
 
 def work(env: dict[str, str], account: UUID, threads: int, hours: float, stop: Path, results: Any) -> None:
@@ -161,15 +167,15 @@ def redis_server(folder: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run it once and print."""
+    """Measure what was asked for, and print."""
     parser = argparse.ArgumentParser(prog="bench.limiter", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--processes", type=_list(int), default=[4])
     parser.add_argument("--hosts-simulated", type=int, default=1, help="groups of processes with clocks hours apart")
     parser.add_argument("--threads", type=int, default=0, help="per process; 0: as many as latency asks for")
     parser.add_argument("--seconds", type=float, default=15)
-    parser.add_argument("--weight", type=int, default=1)
-    parser.add_argument("--store", choices=["database", "postgresql", "redis"], default="database")
-    parser.add_argument("--latency", type=int, default=0, help="milliseconds the simulated MoySklad takes")
+    parser.add_argument("--weight", type=_list(int), default=[1])
+    parser.add_argument("--store", type=_list(_store), default=["database"], help="database (or postgresql), redis")
+    parser.add_argument("--latency", type=_list(int), default=[0], help="milliseconds the simulated MoySklad takes")
     parser.add_argument("--foreign", type=float, default=0, help="units a second of a neighbour with the same token")
     parser.add_argument("--foreign-after", type=float, default=0, help="seconds after which the neighbour appears")
     parser.add_argument("--kill", action="store_true", help="kill two thirds of the processes with -9")
@@ -177,22 +183,56 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one last line of JSON")
     given = parser.parse_args()
-    given.store = given.store.replace("postgresql", "database")
+    cells = [
+        argparse.Namespace(**{**vars(given), **dict(zip(AXES, values, strict=True))})
+        for values in itertools.product(*(getattr(given, axis) for axis in AXES))
+    ]
     with tempfile.TemporaryDirectory(prefix="moysklad-bench-", ignore_cleanup_errors=True) as folder:
         server = EmbeddedPostgres(Path(folder))
         server.start()
         try:
             with redis_server(folder) as redis:
-                report = _one(given, "ours", server.url(), redis, folder)
-                if given.compare:
-                    names = ["pyrate-limiter"] + (["limits"] if given.store == "redis" else [])
-                    report["compared"] = {name: _one(given, name, server.url(), redis, folder) for name in names}
+                reports = [_cell(cell, server.url(), redis, folder) for cell in cells]
         finally:
             server.close()
-    for name, value in report.items():
-        print(f"{name:>20}  {value}")
+    last = reports[0] if len(reports) == 1 else {"cells": reports, "worst": _worst(reports)}
+    if len(reports) > 1:
+        print("worst: " + "  ".join(f"{name} {value}" for name, value in last["worst"].items()))
     if given.json:
-        print(json.dumps(report))
+        print(json.dumps(last))
+
+
+def _cell(cell: argparse.Namespace, url: str, redis: str, folder: str) -> dict[str, Any]:
+    """Measure one combination, and show it."""
+    report = {axis: getattr(cell, axis) for axis in AXES} | _one(cell, "ours", url, redis, folder)
+    if cell.compare:
+        names = ["pyrate-limiter"] + (["limits"] if cell.store == "redis" else [])
+        report["compared"] = {name: _one(cell, name, url, redis, folder) for name in names}
+    print("  ".join(f"{name} {value}" for name, value in report.items()), flush=True)
+    return report
+
+
+def _worst(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each promise the figure that is nearest to breaking it."""
+    return {
+        name: (min if name == "utilisation" else max)(report[name] for report in reports)
+        for name in ("utilisation", "responses_429", "max_units_3s", "max_parallel", "acquire_p99_ms")
+    }
+
+
+def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Values with commas between them."""
+
+    def values(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    return values
+
+
+def _store(name: str) -> str:
+    if name not in ("database", "postgresql", "redis"):
+        raise argparse.ArgumentTypeError(f"there is no store {name}: database (or postgresql) and redis")
+    return name.replace("postgresql", "database")
 
 
 def _one(given: argparse.Namespace, name: str, url: str, redis: str, folder: str) -> dict[str, Any]:
@@ -221,7 +261,7 @@ def _measure(given: argparse.Namespace, name: str, url: str, redis: str, root: s
     threads = given.threads or max(1 if not given.kill else 3, math.ceil(10 / given.processes))
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    stop = Path(folder) / f"stop-{name}"
+    stop = Path(tempfile.mkdtemp(dir=folder)) / "stop"
     processes = []
     for number in range(given.processes):
         hours = 5.5 * (number % given.hosts_simulated)
