@@ -163,7 +163,13 @@ def test_sql_stands_in_sql_files() -> None:
     assert found == []
 
 
-DRIVERS = {"DatabaseQueue": "Queue", "DatabaseStore": "Store", "RedisStore": "Store"}
+DRIVERS = {
+    "DatabaseQueue": "Queue",
+    "Directed": "Queue",
+    "RedisQueue": "Queue",
+    "DatabaseStore": "Store",
+    "RedisStore": "Store",
+}
 """Classes whose methods are told by the contract they fulfil."""
 
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain, islice
@@ -19,10 +18,11 @@ from psycopg.rows import tuple_row
 
 from worker.db import Connection, Database, fetch, fetch_one, query
 from worker.errors import NotFound
-from worker.queues.contract import VERBS, Cancelled, Effect, Ended, Queue
-from worker.queues.lanes import Lane, Lanes
+from worker.queues.contract import VERBS, Cancelled, Effect, Ended
+from worker.queues.directed import Directed
+from worker.queues.lanes import Lane
 from worker.queues.routing import Route, like
-from worker.task import Batch, NewTask, Outcome, Payload, Task, encode
+from worker.task import NewTask, Outcome, Payload, Task, encode
 from worker.telemetry import emit
 
 LOCK_CLASS = 0x6D73
@@ -38,32 +38,15 @@ NULL = r"\N"
 _TASK_FIELDS = len(Task.__dataclass_fields__)
 _AT_ONCE = 10_000
 """Rows that one statement of a sweep through the table changes."""
-_LOOK = 1.0
-"""Seconds between two looks at which lanes there are, while they last."""
-_LOOK_SHARE = 20
-"""... or so many times what a look takes, if that is longer."""
-_MISSES = 3
-"""Lanes found empty in a row before looking anew."""
 
 
-@dataclass
-class _Seat:
-    """What a worker remembers from claim to claim."""
-
-    queues: tuple[str, ...] = ()
-    lanes: Lanes = field(default_factory=Lanes)
-    look_at: float = float("-inf")
-    unanswered: bool = False
-
-
-class DatabaseQueue(Queue):
+class DatabaseQueue(Directed):
     """The driver `database`, see `contract.Queue`."""
 
     def __init__(self, db: Database, route: Route, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock=clock)
         self._db = db
         self._route = route
-        self._clock = clock
-        self._seats: dict[int, _Seat] = {}
 
     def enqueue(
         self, tasks: Iterable[NewTask], *, within: Connection | None = None, now: datetime | None = None
@@ -143,62 +126,19 @@ class DatabaseQueue(Queue):
             f"\t{NULL if task.max_attempts is None else task.max_attempts}\t{at or now or 'now'}\t{ready}\n"
         )
 
-    def claim(
-        self, queues: Sequence[str], worker: int, *, limit: int = 1, now: datetime | None = None
-    ) -> Batch | None:
-        seat = self._seats.setdefault(worker, _Seat())
-        if seat.unanswered:
-            self._hand_back(worker)
-            seat.unanswered = False
-        fresh = now is not None or not seat.lanes or self._clock() >= seat.look_at or seat.queues != tuple(queues)
-        if fresh:
-            self._look(seat, queues, now)
-        misses = 0
-        while True:
-            if not fresh and (misses == _MISSES or not seat.lanes):
-                self._look(seat, queues, now)
-                fresh = True
-            lane = seat.lanes.next()
-            if lane is None:
-                return None
-            tasks = self._take(seat, lane, worker, limit, now)
-            if tasks:
-                break
-            seat.lanes.drop(lane)
-            misses += 1
-        seat.lanes.serve(lane)
-        first = tasks[0]
-        emit(
-            "task.claim",
-            tasks=len(tasks),
-            account=first.account_id,
-            kind=f"{first.entity_type}/{first.operation}",
-            waited=max(task.waited for task in tasks),
-        )
-        return Batch(tasks, self._clock())
-
-    def _look(self, seat: _Seat, queues: Sequence[str], now: datetime | None) -> None:
-        """Find the lanes there are."""
-        began = self._clock()
-        rows = self._db.fetch(
+    def _look(self, queues: Sequence[str], now: datetime | None) -> list[dict[str, Any]]:
+        return self._db.fetch(
             "discover",
             patterns=[like(name) for name in queues],
             names=[name for name in queues if "*" not in name],
             wild=any("*" in name for name in queues),
             now=now,
         )
-        ended = self._clock()
-        seat.lanes.see(rows)
-        seat.queues = tuple(queues)
-        seat.look_at = ended + max(_LOOK, _LOOK_SHARE * (ended - began))
 
-    def _take(self, seat: _Seat, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
-        """The lane's next tasks; none when there are none, or others have them all."""
+    def _take(self, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
         mark = lane.mark
         while True:
-            seat.unanswered = True
             rows = self._claim(lane, worker=worker, limit=limit, mark=mark, now=now)
-            seat.unanswered = False
             seen, last, left_out = rows[0][_TASK_FIELDS:]
             if rows[0][0] is not None:
                 lane.mark = last if left_out is None else left_out - 1
@@ -221,8 +161,7 @@ class DatabaseQueue(Queue):
             fetch(conn, "lock_account", account=lane.account_id)
             return _tuples(conn, "claim", params)
 
-    def _hand_back(self, worker: int) -> None:
-        """Release what a claim took whose answer never came: the server was gone after its commit."""
+    def _hand_back(self, worker: int, lane: Lane) -> None:
         with self._db.transaction() as conn:
             rows = fetch(conn, "held", worker=worker)
             _put_back(conn, "release", **_claims(worker, [(row["id"], row["attempts"]) for row in rows]))
