@@ -93,6 +93,7 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
         stage.control("POST", f"accounts/{operator.child}/tokens", add=[{"token": GOOD}])
         run = operator.json(f"moysklad-worker sync {stage.main} --wait --json")
         operator.env["RUN"] = run["id"]
+        operator.env["TASK"] = str(operator.json("moysklad-worker queue peek completed --json")[0]["id"])
         yield operator
 
 

@@ -129,7 +129,7 @@ class Accounts:
         return str(rows[0]["role"])
 
     def overview(self) -> list[dict[str, Any]]:
-        """Rows of id, name, role, auth, weight, parked_until, parked_reason, children, mains."""
+        """Rows of id, name, role, auth, weight, concurrency, parked_until, parked_reason, children, mains."""
         return self._db.fetch("accounts")
 
     def set_token(self, id: UUID, token: str) -> None:
@@ -148,6 +148,12 @@ class Accounts:
         """Claim none of its tasks before `until`."""
         self._db.fetch("park_account", id=id, until=until, reason=reason)
         emit("account.park", level="warning", account=id, reason=reason)
+
+    def set_concurrency(self, id: UUID, workers: int | None) -> None:
+        """How many workers may serve the account at once; None: any number. Raises NotFound."""
+        if not self._db.fetch("set_concurrency", id=id, concurrency=workers):
+            raise NotFound(f"there is no account {id}; `accounts list` shows those known")
+        emit("account.set_concurrency", account=id, workers=workers or 0)
 
     def pause(self, id: UUID, wait: float, reason: str) -> None:
         """The same for `wait` seconds."""

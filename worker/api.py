@@ -19,7 +19,7 @@ from functools import cache
 from hmac import compare_digest
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -29,11 +29,13 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from psycopg.errors import UndefinedColumn, UndefinedTable
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker import __version__
+from worker.accounts import FOREVER
 from worker.app import App
 from worker.db import AWAY, migrations
 from worker.errors import ConfigError, Conflict, NotFound, SchemaMismatch, WorkerError
@@ -53,7 +55,43 @@ _PROBLEM = ("account_id", "entity_type", "entity_id", "operation", "status", "re
 AccountId = Annotated[UUID, InPath(alias="accountId", description="A main account (all its children) or a child.")]
 RunId = Annotated[UUID, InPath(alias="runId", description="What the sync route answered as `run`.")]
 Limit = Annotated[int, Query(ge=1, le=200, description="How many at most.")]
+TaskId = Annotated[int, InPath(alias="taskId", description="As /api/tasks tells it.", ge=1, lt=2**63)]
+Status = Literal["pending", "processing", "completed", "failed"]
 Json = dict[str, Any]
+
+
+class What(BaseModel):
+    """A queue, by its name or with `*`, or an account."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    queue: str | None = None
+    account: UUID | None = None
+
+
+class Halt(What):
+    """What is to be paused, until when and why."""
+
+    until: AwareDatetime | None = None
+    reason: str = "paused through the API"
+
+
+class Pending(What):
+    """Which pending tasks; all that is given must hold."""
+
+    ids: list[int] | None = None
+    reason: str = "cancelled through the API"
+
+
+class Failed(BaseModel):
+    """Which failed tasks; all that is given must hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[int] | None = None
+    account: UUID | None = None
+    since: AwareDatetime | None = None
+    error_class: str | None = None
 
 
 def create_api(app: App) -> FastAPI:
@@ -103,6 +141,59 @@ def create_api(app: App) -> FastAPI:
     def queue() -> Json:
         """What waits, runs and failed, per queue and account, and which workers are alive."""
         return app.monitor.snapshot()
+
+    @api.get("/api/tasks")
+    def tasks(status: Status = "failed", account: UUID | None = None, limit: Limit = 20) -> list[Json]:
+        """The tasks of a status that changed last."""
+        return [dict(row) for row in app.queue.peek(status, account_id=account, limit=limit)]
+
+    @api.get("/api/tasks/{taskId}")
+    def task(id: TaskId) -> Json:
+        """One task, with every attempt of it that ended badly."""
+        row = app.queue.find(id)
+        if row is None:
+            raise NotFound(f"there is no task {id}; /api/tasks lists the newest")
+        return dict(row)
+
+    @api.post("/api/queue/retry")
+    def retry(which: Failed) -> Json:
+        """Give failed tasks a new set of attempts: `{}` means all but the cancelled ones."""
+        return {
+            "retried": app.retry_failed(
+                ids=which.ids, account=which.account, since=which.since, error_class=which.error_class
+            )
+        }
+
+    @api.post("/api/queue/cancel")
+    def cancel(which: Pending) -> Json:
+        """End pending tasks as cancelled; at least one of ids, account and queue (`*` as wildcard) must be given."""
+        if which.ids is None and which.account is None and which.queue is None:
+            raise ConfigError("say which tasks: ids, account or queue")
+        cancelled = app.cancel(ids=which.ids, account=which.account, queue=which.queue, reason=which.reason)
+        return {"cancelled": cancelled.tasks, "processing": cancelled.processing}
+
+    @api.post("/api/queue/pause")
+    def pause(halt: Halt) -> Json:
+        """Have nothing of a queue (`*` as wildcard), or of an account, be claimed until then, or until resumed."""
+        if halt.account:
+            app.pause(halt.account, halt.reason, halt.until or FOREVER)
+        else:
+            app.pauses.pause(_queue_of(halt), halt.until or FOREVER, halt.reason)
+        return {"paused": halt.account or halt.queue}
+
+    @api.post("/api/queue/resume")
+    def resume(what: What) -> Json:
+        """Have a paused queue, named as it was paused, or an account go on."""
+        if what.account:
+            app.unpark(what.account)
+        elif not app.pauses.resume(_queue_of(what)):
+            raise NotFound(f"queue {what.queue!r} is not paused; /api/queue lists those that are")
+        return {"resumed": what.account or what.queue}
+
+    @api.post("/api/queue/restart")
+    def restart() -> Json:
+        """Have every worker end after its batch; Supervisor starts it anew."""
+        return {"workers": app.restart_workers()}
 
     @api.get("/api/accounts")
     def accounts() -> list[Json]:
@@ -308,6 +399,12 @@ def _sentence(problem: Json) -> str:
 
 def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": sentence}, status, headers)
+
+
+def _queue_of(what: What) -> str:
+    if not what.queue:
+        raise ConfigError("name a queue or an account")
+    return what.queue
 
 
 def _run(row: Json) -> Json:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import lru_cache
 from types import TracebackType
 from uuid import UUID
 
-from worker.accounts import Accounts
+from worker.accounts import FOREVER, Accounts
 from worker.breaker import Breaker
 from worker.db import Database, require_schema
 from worker.executor import Executor, Handler
@@ -18,19 +20,25 @@ from worker.limiter import DatabaseStore, Limiter, Store
 from worker.loop import Loop, Options
 from worker.monitor import Monitor
 from worker.moysklad import Client
-from worker.queues import DatabaseQueue, Queue
+from worker.pauses import EVERYTHING, Pauses
+from worker.queues import Cancelled, DatabaseQueue, Queue
 from worker.queues.routing import route
 from worker.release import release
 from worker.runs import Runs
 from worker.settings import Settings
 from worker.sync import mirror, plan
 from worker.task import Priority
+from worker.telemetry import emit
 
 HANDLERS: dict[tuple[str, str], Handler] = {
     ("catalogue", "plan"): plan.plan,
     ("catalogue", "prepare"): plan.prepare,
     ("product", "sync"): mirror.sync,
 }
+
+_DRAIN_LOOK = 0.2
+_CLAIM_SECONDS = 1.0
+"""Seconds a claim may take from its beginning to its commit, with a margin."""
 
 
 class App:
@@ -40,13 +48,13 @@ class App:
         self.settings = settings
         self.db = Database(settings.DATABASE_URL.get_secret_value(), connect_timeout=settings.CONNECT_TIMEOUT)
         self.accounts = Accounts(self.db, settings.APP_KEY.get_secret_value())
-        self.queue: Queue = DatabaseQueue(
-            self.db, route(settings.QUEUE_TOPOLOGY, lru_cache(maxsize=10_000)(self.accounts.role_of))
-        )
+        self.route = route(settings.QUEUE_TOPOLOGY, lru_cache(maxsize=10_000)(self.accounts.role_of))
+        self.queue: Queue = DatabaseQueue(self.db, self.route)
+        self.pauses = Pauses(self.db)
         self.runs = Runs(self.db)
         self.limiter = Limiter(self._limiter_store())
         self.breaker = Breaker(self.db)
-        self.monitor = Monitor(self.db, self.queue)
+        self.monitor = Monitor(self.db, self.queue, self.pauses)
 
     def _limiter_store(self) -> Store:
         settings = self.settings
@@ -85,11 +93,64 @@ class App:
             priority=priority,
         )
 
-    def retry_failed(self, *, ids: Sequence[int] | None = None, account: UUID | None = None) -> int:
+    def retry_failed(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        account: UUID | None = None,
+        since: datetime | None = None,
+        error_class: str | None = None,
+    ) -> int:
         """Give failed tasks a new set of attempts, and have their runs be under way; how many tasks."""
-        number = self.queue.retry_failed(ids=ids, account_id=account)
+        number = self.queue.retry_failed(ids=ids, account_id=account, since=since, error_class=error_class)
         self.runs.reopen()
         return number
+
+    def cancel(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        account: UUID | None = None,
+        queue: str | None = None,
+        reason: str = "",
+    ) -> Cancelled:
+        """End pending tasks as cancelled, and the runs that waited for nothing else."""
+        cancelled = self.queue.cancel(ids=ids, account_id=account, queue=queue, reason=reason)
+        self.runs.finish_all()
+        return cancelled
+
+    def pause(self, account: UUID, reason: str, until: datetime = FOREVER) -> None:
+        """Claim none of the account's tasks before then. Raises NotFound."""
+        self.accounts.role_of(account)
+        self.accounts.park(account, reason, until)
+
+    def drain(self, seconds: float, reason: str, *, tell: Callable[[int], None] = lambda _: None) -> int:
+        """Have nothing claimed any more, and wait so long until nothing is processed; how many tasks still are.
+
+        Asked again it waits on; `pauses.resume(EVERYTHING)` ends it. `tell` is told each number of tasks.
+        """
+        self.pauses.pause(EVERYTHING, FOREVER, reason)
+        until = time.monotonic() + seconds
+        quiet_since: float | None = None
+        told = -1
+        while True:
+            self.tidy()
+            busy = self.queue.processing()
+            if busy != told:
+                tell(busy)
+                told = busy
+            now = time.monotonic()
+            quiet_since = None if busy else quiet_since or now
+            # A claim that had begun before the pause shows with its commit.
+            if now >= until or (quiet_since is not None and now - quiet_since >= _CLAIM_SECONDS):
+                return busy
+            time.sleep(_DRAIN_LOOK)
+
+    def restart_workers(self) -> list[int]:
+        """Have every worker end after its batch, for Supervisor to start it anew; their ids."""
+        ids = [int(row["id"]) for row in self.db.fetch("restart_workers")]
+        emit("worker.restart", workers=len(ids))
+        return ids
 
     def set_token(self, account: UUID, token: str) -> None:
         """Give an account a new token; what waited for it goes on. Raises NotFound."""
@@ -134,10 +195,13 @@ class App:
                 timeout=options.timeout,
                 tries=options.tries,
                 stopping=stopping,
+                backoff=options.backoff,
                 rng=rng,
             )
 
-        def lease(counters: Callable[[], dict[str, int]], watch: Callable[[], None]) -> Lease:
+        def lease(
+            counters: Callable[[], dict[str, int]], watch: Callable[[], None], restart: Callable[[], None]
+        ) -> Lease:
             return Lease(
                 self.db,
                 queues=options.queues,
@@ -146,6 +210,7 @@ class App:
                 seconds=self.settings.LEASE_SECONDS,
                 counters=counters,
                 watch=watch,
+                restart=restart,
             )
 
         def on_register(worker: int) -> None:

@@ -98,13 +98,18 @@ class Executor:
         timeout: float,
         tries: int,
         stopping: Callable[[], bool],
+        backoff: Sequence[float] = (),
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`client(account, deadline)` makes the client of an account; `timeout` 0 means no limit."""
+        """`client(account, deadline)` makes the client of an account; `timeout` 0 means no limit.
+
+        `backoff` are the seconds before each retry, the last for all further ones; empty: exponential with jitter.
+        """
         self._db, self._queue, self._accounts, self._runs = db, queue, accounts, runs
         self._handlers, self._client = handlers, client
         self._timeout, self._tries, self._stopping = timeout, tries, stopping
+        self._backoff = backoff
         self._rng = rng or random.Random()
         self._clock = clock
         self.deadline = float("inf")
@@ -227,7 +232,10 @@ class Executor:
         tries = task.max_attempts or self._tries
         if tries and task.attempts >= tries:
             return Fail(f"gave up after {task.attempts} tries: {retry.error}", retry.error_class)
-        delay = min(2.0 ** min(task.attempts, 10), MAX_DELAY) * self._rng.uniform(0.5, 1.5)
+        if self._backoff:
+            delay = self._backoff[min(task.attempts, len(self._backoff)) - 1]
+        else:
+            delay = min(2.0 ** min(task.attempts, 10), MAX_DELAY) * self._rng.uniform(0.5, 1.5)
         return Retry(retry.error, delay, retry.error_class)
 
     def _settle(self, settlement: Settlement, tally: Tally) -> None:

@@ -43,8 +43,10 @@ class Lease:
         seconds: float,
         counters: Callable[[], dict[str, int]],
         watch: Callable[[], None] = lambda: None,
+        restart: Callable[[], None] = lambda: None,
     ) -> None:
-        """`watch` is called every second from the thread; it may end the process."""
+        """`watch` is called every second from the thread; it may end the process. `restart` is called there when an
+        operator has asked for it."""
         self._db = db
         self._who: dict[str, Any] = {
             "host": socket.gethostname(),
@@ -57,6 +59,7 @@ class Lease:
         self._seconds = seconds
         self._counters = counters
         self._watch = watch
+        self._restart = restart
         self._over = threading.Event()
         self._ready = threading.Event()
         self._nudge, self._nudged = socket.socketpair()
@@ -98,6 +101,7 @@ class Lease:
     def _live(self, conn: Connection) -> None:
         self._register(conn)
         conn.execute("listen sync_queue")
+        conn.execute("listen workers")
         self._ready.set()
         self.wake.put("connected")
         beat = time.monotonic() + self._seconds / 3
@@ -105,11 +109,16 @@ class Lease:
             select.select([conn.fileno(), self._nudged.fileno()], [], [], min(_WATCH, self._seconds / 3))
             self._watch()
             if time.monotonic() >= beat:
-                if fetch_one(conn, "heartbeat", **self._beat()) is None:
+                alive = fetch_one(conn, "heartbeat", **self._beat())
+                if alive is None:
                     self._register(conn)
+                elif alive["restart"]:
+                    self._restart()
                 beat = time.monotonic() + self._seconds / 3
-            heard = [note.payload for note in conn.notifies(timeout=0)]
-            if any(listens(self._who["queues"], queue) for queue in heard):
+            heard = list(conn.notifies(timeout=0))
+            if any(note.channel == "workers" for note in heard):
+                beat = 0.0
+            if any(listens(self._who["queues"], note.payload) for note in heard if note.channel == "sync_queue"):
                 self.wake.put("notified")
         fetch(conn, "unregister_worker", worker=self.worker)
 

@@ -57,6 +57,12 @@ class Options:
     """One batch, or none if nothing is there, then exit."""
     stop_when_empty: bool = False
     """Work until nothing is there, then exit."""
+    stop_when_empty_for: float = 0
+    """Seconds with nothing there after which the process ends itself; 0 is no limit."""
+    rest: float = 0
+    """Seconds between two batches."""
+    backoff: Sequence[float] = ()
+    """Seconds before the first, second, ... retry, the last for all further ones; empty: 2, 4, 8 ... with jitter."""
 
 
 class Loop:
@@ -74,7 +80,7 @@ class Loop:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`executor(stopping)` and `lease(counters=, watch=)` make the parts that look back at the loop.
+        """`executor(stopping)` and `lease(counters=, watch=, restart=)` make the parts that look back at the loop.
 
         `tidy()` takes up what dead workers have left; it is called every other second.
         """
@@ -85,9 +91,10 @@ class Loop:
         self._tidy = tidy
         self._on_register = on_register
         self._signals = 0
+        self._restart = False
         self.done = self.failed = 0
         self._executor = executor(lambda: self._signals > 0)
-        self._lease = lease(counters=self._counters, watch=self._watch)
+        self._lease = lease(counters=self._counters, watch=self._watch, restart=self._on_restart)
 
     def run(self) -> int:
         """Work until told to stop or a limit is reached; the exit code."""
@@ -99,7 +106,7 @@ class Loop:
             if not self._lease.start(give_up=lambda: self._signals > 0):
                 return EXIT_OK
             emit("worker.start", queues=",".join(options.queues), pid=os.getpid())
-            reason, code = self._work(over)
+            reason, code = self._work(began, over)
             emit("worker.stop", reason=reason, done=self.done, failed=self.failed)
             return code
         finally:
@@ -107,15 +114,18 @@ class Loop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _work(self, over: float) -> tuple[str, int]:
+    def _work(self, began: float, over: float) -> tuple[str, int]:
         options = self._options
         empty = streak = 0
         asleep = 0  # the id under which this worker has said that it sleeps; it gets another when it was given up
         tidy_at = float("-inf")
         worked = False
+        empty_since = began
         while True:
             if self._signals:
                 return "signal", EXIT_OK
+            if self._restart:
+                return "restart", EXIT_OK
             now = self._clock()
             if now >= over:
                 return "max-time", EXIT_OK
@@ -150,9 +160,15 @@ class Loop:
                 streak += 1
                 if options.once:
                     return "once", EXIT_OK
+                if options.rest:
+                    self._rest(options.rest)
+                empty_since = self._clock()
                 continue
             empty += 1
             streak = 0
+            idle_over = empty_since + options.stop_when_empty_for if options.stop_when_empty_for else float("inf")
+            if self._clock() >= idle_over:
+                return "empty", EXIT_OK
             if options.once or options.stop_when_empty:
                 if empty > 1:
                     return "empty", EXIT_OK
@@ -163,7 +179,7 @@ class Loop:
                     empty = 0
             else:
                 # Also an idle worker looks every TIDY seconds whether another has died.
-                until = min(self._clock() + options.sleep * self._rng.uniform(0.9, 1.1), over, tidy_at)
+                until = min(self._clock() + options.sleep * self._rng.uniform(0.9, 1.1), over, tidy_at, idle_over)
                 self._sleep(max(0, until - self._clock()))
                 empty = len(_LOOKS)
 
@@ -184,8 +200,19 @@ class Loop:
         except stdlib_queue.Empty:
             return woken
 
+    def _rest(self, seconds: float) -> None:
+        """Sleep so long, whatever is enqueued; told to stop, no longer."""
+        end = self._clock() + seconds
+        while not self._signals and not self._restart and (left := end - self._clock()) > 0:
+            self._sleep(left)
+
+    def _on_restart(self) -> None:
+        """Called from the lease's thread: end after the whole batch."""
+        self._restart = True
+        self._lease.wake.put("restart")
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first asks to finish the batch, a second one hands it back at once."""
+        """The first asks to finish the part under way and hand the rest back, a second one hands all back at once."""
         self._signals += 1
         self._lease.wake.put("signal")
         if self._signals > 1:

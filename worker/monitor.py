@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.db import Database
+from worker.pauses import Pauses
 from worker.queues import Queue
 from worker.queues.routing import listens
 
@@ -16,14 +17,16 @@ STATUSES = ("pending", "processing", "completed", "failed")
 class Monitor:
     """What is waiting, running, done and failed; who is alive; what went wrong last."""
 
-    def __init__(self, db: Database, queue: Queue) -> None:
+    def __init__(self, db: Database, queue: Queue, pauses: Pauses) -> None:
         self._db = db
         self._queue = queue
+        self._pauses = pauses
 
     def snapshot(self, *, failures: int = 10) -> dict[str, Any]:
         """JSON-ready: `totals` by status, `queues` and `accounts` (the same with `oldest_seconds`, the age
         of the oldest due pending task, and accounts with `parked_reason`), `workers`, `failures`,
-        `unheard` (queues with pending tasks that no live worker listens to)."""
+        `unheard` (queues with pending tasks that no live worker listens to), `paused` (queue, until, reason)
+        and `parked` (account, name, until, reason)."""
         rows = self._queue.stats()
         workers = [_plain(row) for row in self._db.fetch("workers")]
         names = {str(row["id"]): row for row in self._db.fetch("accounts")}
@@ -40,6 +43,12 @@ class Monitor:
             "workers": workers,
             "failures": [_plain(row) for row in self._queue.peek("failed", limit=failures)],
             "unheard": [q["queue"] for q in queues if q["pending"] and not _heard(q["queue"], workers)],
+            "paused": [_plain(row) for row in self._pauses.current()],
+            "parked": [
+                {"account": id, "name": row["name"], "until": str(row["parked_until"]), "reason": reason}
+                for id, row in names.items()
+                if (reason := parked_reason(row)) is not None
+            ],
         }
 
     def pulse(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -331,11 +332,54 @@ def test_the_queue(family: Family) -> None:
 
     seen = client.get("/api/queue").json()
 
-    assert set(seen) == {"totals", "queues", "accounts", "workers", "failures", "unheard"}
+    assert set(seen) == {"totals", "queues", "accounts", "workers", "failures", "unheard", "paused", "parked"}
     assert seen["totals"] == {"pending": 1, "processing": 0, "completed": 0, "failed": 0}
     assert [(queue["queue"], queue["pending"]) for queue in seen["queues"]] == [("default", 1)]
     assert [(account["name"], account["pending"]) for account in seen["accounts"]] == [("Main", 1)]
     assert (seen["workers"], seen["failures"], seen["unheard"]) == ([], [], ["default"])
+
+
+def test_steering_the_queue(family: Family) -> None:
+    """Tasks are seen, cancelled and retried; a queue and an account are paused and go on."""
+    client = client_of(family.app, token=TOKEN)
+    client.post(f"/api/sync/{family.main}/products/all")
+    (task,) = client.get("/api/tasks?status=pending").json()
+    account = str(family.children[0])
+
+    assert client.post("/api/queue/pause", json={"queue": "def*", "reason": "why"}).json() == {"paused": "def*"}
+    assert client.post("/api/queue/pause", json={"account": account}).json() == {"paused": account}
+    seen = client.get("/api/queue").json()
+    assert [(row["queue"], row["reason"]) for row in seen["paused"]] == [("def*", "why")]
+    assert [(row["account"], row["reason"]) for row in seen["parked"]] == [(account, "paused through the API")]
+    assert family.app.queue.claim(["*"], 1) is None
+    assert client.post("/api/queue/resume", json={"queue": "def*"}).json() == {"resumed": "def*"}
+    assert client.post("/api/queue/resume", json={"account": account}).json() == {"resumed": account}
+    assert client.post("/api/queue/cancel", json={"ids": [task["id"]]}).json() == {"cancelled": 1, "processing": 0}
+    assert client.get(f"/api/tasks/{task['id']}").json()["history"][0]["how"] == "cancel"
+    assert client.post("/api/queue/retry", json={}).json() == {"retried": 0}
+    assert client.post("/api/queue/retry", json={"error_class": "Cancelled"}).json() == {"retried": 1}
+    assert client.post("/api/queue/restart").json() == {"workers": []}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("cancel", {}, 400),
+        ("cancel", {"idz": [1]}, 422),
+        ("retry", {"since": "soon"}, 422),
+        ("pause", {}, 400),
+        ("pause", {"account": str(UUID(int=5))}, 404),
+        ("resume", {"queue": "default"}, 404),
+        ("resume", {}, 400),
+    ],
+)
+def test_steering_without_saying_what(client: TestClient, path: str, body: dict[str, Any], status: int) -> None:
+    """Refused with a sentence, and nothing is done."""
+    answer = client.post(f"/api/queue/{path}", json=body)
+
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error"}
+    assert client.get("/api/tasks/1").status_code == 404
 
 
 def test_accounts_without_secrets(app: App, client: TestClient) -> None:
@@ -560,6 +604,13 @@ def test_every_route_is_described(client: TestClient) -> None:
         ("GET", "/api/runs"),
         ("GET", "/api/queue"),
         ("GET", "/api/accounts"),
+        ("GET", "/api/tasks"),
+        ("GET", "/api/tasks/{taskId}"),
+        ("POST", "/api/queue/retry"),
+        ("POST", "/api/queue/cancel"),
+        ("POST", "/api/queue/pause"),
+        ("POST", "/api/queue/resume"),
+        ("POST", "/api/queue/restart"),
     }
 
 

@@ -247,6 +247,16 @@ def again(task: Task, attempts: int) -> Task:
     return Task(**{**values, "attempts": attempts})
 
 
+def test_backoff_as_given(stand: Stand) -> None:
+    """--backoff: each retry waits as its list says, the last for all further ones, and without jitter."""
+    executor = stand.executor(None, tries=0, backoff=(10, 60, 300))
+    (task,) = stand.batch(1).tasks
+
+    outcomes = [executor.classify(errors.Retryable("503"), again(task, n)) for n in (1, 2, 3, 4, 50)]
+
+    assert [outcome.delay for outcome in outcomes if isinstance(outcome, Retry)] == [10, 60, 300, 300, 300]
+
+
 def test_the_delay_grows_with_jitter(stand: Stand) -> None:
     """2, 4, 8, ... seconds, each between half and one and a half of that, never the same for all."""
     executor = stand.executor(None, tries=0, rng=random.Random(7))

@@ -189,6 +189,43 @@ def test_a_second_signal_hands_the_batch_back(fleet: Fleet, work: Work) -> None:
     assert work.family.difference(work.child) == EQUAL
 
 
+def test_restart_finishes_the_whole_batch(fleet: Fleet, work: Work) -> None:
+    """Asked to restart in the middle of a request, also on heartbeats rare enough to be late: the batch is done, exit
+    0, and the log says why. A worker that sleeps ends as well."""
+    work.slow(1000)
+    processes = [fleet.start("--sleep", "600"), fleet.start("--sleep", "600")]
+    until(work.sent, "the request")
+    until(lambda: alive(work.family.app) == 2, "the registration")
+
+    assert len(work.family.app.restart_workers()) == 2
+
+    assert [process.wait(20) for process in processes] == [0, 0]
+    assert work.statuses() == {"completed": 60}
+    assert (fleet.folder / "worker.log").read_text().count("reason=restart") == 2
+
+
+def test_stop_when_empty_for(fleet: Fleet, work: Work) -> None:
+    """Work is done first; then the process ends, though not before so long, and wakes for nothing else."""
+    began = time.monotonic()
+
+    assert fleet.run("--stop-when-empty-for", "1.5", "--sleep", "600") == 0
+
+    assert time.monotonic() - began > 1.5
+    assert work.statuses() == {"completed": 60}
+
+
+def test_rest_between_batches(fleet: Fleet, work: Work) -> None:
+    """Two pauses between three batches; a signal ends one."""
+    began = time.monotonic()
+    assert fleet.run("--rest", "0.7", "--batch", "5", "--max-tasks", "10") == 0
+    assert time.monotonic() - began > 1.4
+
+    process = fleet.start("--rest", "600", "--batch", "5")
+    until(lambda: work.statuses().get("completed") == 15, "the batch")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
 def test_max_tasks(fleet: Fleet, work: Work) -> None:
     """So many and no more, though a batch could be larger."""
     assert fleet.run("--max-tasks", "5") == 0

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from worker.cli import accounts, operate, work
+from worker.cli import accounts, operate, queue, work
 from worker.cli.common import err, root
 from worker.db import AWAY
 from worker.errors import ConfigError, WorkerError
@@ -27,6 +27,8 @@ cli = typer.Typer(
 work.register(cli)
 operate.register(cli)
 cli.add_typer(accounts.group, name="accounts")
+cli.add_typer(queue.group, name="queue")
+cli.command()(queue.retry)
 
 __all__ = ["cli", "main"]
 

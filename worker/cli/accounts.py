@@ -1,4 +1,4 @@
-"""accounts: add, link, unlink, list, token, unpark, remove."""
+"""accounts: add, link, unlink, list, set, token, unpark, remove."""
 
 from __future__ import annotations
 
@@ -93,6 +93,19 @@ def list_(json: AsJson = False) -> None:
         parked = f"until {row['parked_until']:%F %T}: {reason}" if reason else ""
         table.add_row(str(row["id"]), row["name"], row["role"], row["auth"], "\n".join(linked), parked)
     console().print(table)
+
+
+@group.command("set")
+def set_(
+    id: Id,
+    concurrency: Annotated[
+        int, Option(help="How many workers may serve it at once; 0 = any number.", min=0, max=10_000)
+    ],
+) -> None:
+    """Change how an account is served."""
+    with open_app() as app:
+        app.accounts.set_concurrency(id, concurrency or None)
+    out(f"account {id}: {concurrency or 'any number of'} workers at once")
 
 
 @group.command()

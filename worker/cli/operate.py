@@ -1,4 +1,4 @@
-"""Day to day: sync, runs, enqueue, monitor, retry."""
+"""Day to day: sync, runs, enqueue, monitor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker.task import KINDS, NewTask, Priority, decode
 
 def register(cli: typer.Typer) -> None:
     """Add these commands."""
-    for command in (sync, runs, enqueue, monitor, retry):
+    for command in (sync, runs, enqueue, monitor):
         cli.command()(command)
 
 
@@ -132,25 +132,6 @@ def monitor(
                 return
 
 
-def retry(
-    what: Annotated[list[str] | None, typer.Argument(help="all, or ids of failed tasks.")] = None,
-    account: Annotated[UUID | None, Option(parser=uuid, metavar="UUID", help="Failed tasks of this account.")] = None,
-) -> None:
-    """Give failed tasks a new set of attempts."""
-    words = what or []
-    if not words and account is None:
-        raise ConfigError("say what to retry: `retry all`, `retry ID…` or `retry --account UUID`")
-    ids = None
-    if words and words != ["all"]:
-        try:
-            ids = [int(word) for word in words]
-        except ValueError:
-            raise ConfigError(f"task ids are numbers, not {' '.join(words)!r}; `monitor` shows them") from None
-    with open_app() as app:
-        number = app.retry_failed(ids=ids, account=account)
-    out(f"{number} failed tasks are pending again")
-
-
 def _is_uuid(text: str) -> bool:
     try:
         UUID(text)
@@ -182,7 +163,12 @@ def _picture(snapshot: dict[str, Any]) -> Group:
     for row in snapshot["failures"]:
         kind = f"{row['entity_type']}/{row['operation']}"
         failures.add_row(str(row["id"]), row["account_id"], kind, row["entity_id"], row["error"] or "")
-    return Group(*tables, workers, failures)
+    halted = Table("Paused and parked", "until", "why")
+    for row in snapshot["paused"]:
+        halted.add_row(f"queue {row['queue']}", row["until"], row["reason"])
+    for row in snapshot["parked"]:
+        halted.add_row(f"account {row['name']} {row['account']}", row["until"], row["reason"])
+    return Group(*tables, workers, *([halted] if halted.row_count else []), failures)
 
 
 def _age(seconds: float | None) -> str:

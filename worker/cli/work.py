@@ -17,6 +17,9 @@ from worker.cli.common import AsJson, open_app, out, out_json, settings
 from worker.errors import ConfigError
 from worker.loop import Options
 
+_LONGEST = 86_400
+"""Seconds a retry may be told to wait."""
+
 schedule = typer.Typer(help="What cron calls.", no_args_is_help=True)
 
 
@@ -40,21 +43,42 @@ def work(
     memory: Annotated[int, Option(help="MB at which the process ends itself, with code 12.", min=64)] = 256,
     once: Annotated[bool, Option("--once", help="One batch, or none if nothing is there, then exit.")] = False,
     stop_when_empty: Annotated[bool, Option("--stop-when-empty", help="Exit when nothing is there.")] = False,
+    stop_when_empty_for: Annotated[
+        float, Option(help="Exit when nothing has been there for so many seconds; 0 = never.", min=0)
+    ] = 0,
+    rest: Annotated[float, Option(help="Seconds between two batches.", min=0)] = 0,
+    backoff: Annotated[
+        str, Option(help="Seconds before each retry, such as 10,60,300; else 2, 4, 8 ... with jitter.")
+    ] = "",
     name: Annotated[str, Option(help="How monitor calls this process; default Supervisor's name for it.")] = "",
     quiet: Annotated[bool, Option("--quiet", help="Write events to LOG_DIR only, not to stderr.")] = False,
 ) -> None:
     """Claim tasks and do them, until told to stop.
 
-    SIGTERM or SIGINT: take nothing new, finish the running batch, exit 0; a second one hands the batch
-    back at once.
+    SIGTERM or SIGINT: take nothing new, finish the part of the batch that is under way (one request), hand the rest
+    back, exit 0; a second one hands that back too, at once. `queue restart` ends it after the whole batch.
     """
     queues = tuple(part.strip() for part in queue.split(",") if part.strip())
     if not queues:
         raise ConfigError("--queue names no queue")
-    options = Options(queues, sleep, tries, max_time, timeout, batch, max_tasks, memory, once, stop_when_empty)
+    options = Options(
+        queues, sleep, tries, max_time, timeout, batch, max_tasks, memory, once, stop_when_empty,
+        stop_when_empty_for, rest, _delays(backoff),
+    )  # fmt: skip
     with open_app(console=not quiet, patient=not (once or stop_when_empty)) as app:
         code = app.worker(options, name=name).run()
     raise typer.Exit(code)
+
+
+def _delays(text: str) -> tuple[float, ...]:
+    """Raises ConfigError unless these are seconds."""
+    try:
+        delays = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        delays = (-1.0,)
+    if any(not 0 <= delay <= _LONGEST for delay in delays):
+        raise ConfigError(f"--backoff takes seconds up to {_LONGEST}, separated by commas, not {text!r}")
+    return delays
 
 
 @schedule.command("run")

@@ -128,6 +128,10 @@ class Queue(ABC):
         """Seconds the oldest due pending task has waited; None when none is due. Cheap."""
 
     @abstractmethod
+    def processing(self) -> int:
+        """How many tasks are being processed. Cheap."""
+
+    @abstractmethod
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         """The newest tasks of a status, whole."""
 

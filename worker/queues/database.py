@@ -241,6 +241,15 @@ class DatabaseQueue(Directed):
         seconds: float | None = self._db.fetch("oldest", now=now)[0]["seconds"]
         return seconds
 
+    def processing(self) -> int:
+        return self._count_processing()
+
+    def _count_processing(
+        self, *, ids: list[int] | None = None, account_id: UUID | None = None, pattern: str | None = None
+    ) -> int:
+        rows = self._db.fetch("count_processing", ids=ids, account_id=account_id, pattern=pattern)
+        return int(rows[0]["tasks"])
+
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         return list(self._db.fetch("peek", status=status, account_id=account_id, limit=limit))
 
@@ -277,13 +286,13 @@ class DatabaseQueue(Directed):
         queue: str | None = None,
         reason: str = "",
     ) -> Cancelled:
-        which = {
+        which: dict[str, Any] = {
             "ids": None if ids is None else list(ids),
             "account_id": account_id,
             "pattern": None if queue is None else like(queue),
         }
         tasks = sum(1 for _ in self._sweep("cancel_tasks", **which, reason=reason))
-        going_on = self._db.fetch("count_processing", **which)[0]["tasks"]
+        going_on = self._count_processing(**which)
         emit("task.cancel", level="warning", tasks=tasks, processing=going_on, reason=reason)
         return Cancelled(tasks, going_on)
 

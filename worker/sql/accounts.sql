@@ -11,7 +11,7 @@ select id, name, role, auth, weight, token, bulk, parked_until, parked_reason fr
 
 -- name: accounts
 -- All accounts, main ones first, with what they are linked to.
-select a.id, a.name, a.role, a.auth, a.weight, a.parked_until, a.parked_reason,
+select a.id, a.name, a.role, a.auth, a.weight, a.concurrency, a.parked_until, a.parked_reason,
        array(select l.child_id from links l where l.main_id = a.id order by l.child_id) as children,
        array(select l.main_id from links l where l.child_id = a.id order by l.main_id) as mains
 from accounts a
@@ -21,6 +21,10 @@ order by a.role desc, a.name, a.id;
 -- A new token; an account parked because of the old one works again.
 update accounts set token = %(token)s, parked_until = null, parked_reason = null
 where id = %(id)s returning id;
+
+-- name: set_concurrency
+-- So many workers may serve the account at once; null: any number.
+update accounts set concurrency = %(concurrency)s where id = %(id)s returning id;
 
 -- name: remove_account
 -- Forgets an account, its links, mappings, snapshots and pending tasks.

@@ -14,7 +14,7 @@ update workers
 set seen_at = now(), lease_until = now() + %(lease)s * interval '1 second', done = %(done)s, failed = %(failed)s,
     rss_mb = %(rss_mb)s
 where id = %(worker)s
-returning id;
+returning id, restart;
 
 -- name: doze
 -- A worker is about to sleep: from now on producers wake it.
@@ -33,9 +33,14 @@ delete from workers where id = %(worker)s;
 with gone as (delete from workers where id = any(%(workers)s::bigint[]) returning id)
 update limiter_grants set done_at = now() + interval '1 second' where done_at is null and worker in (select id from gone);
 
+-- name: restart_workers
+-- Asks every worker to end after its batch, and has those that listen look at once.
+with asked as (update workers set restart = true where lease_until > now() returning id)
+select id, pg_notify('workers', 'restart') from asked order by id;
+
 -- name: workers
 -- Who is alive, with how long ago it was last heard of and what it holds.
-select w.id, host, pid, name, queues, release, started_at, done, failed, rss_mb,
+select w.id, host, pid, name, queues, release, started_at, done, failed, rss_mb, restart,
        extract(epoch from now() - seen_at)::float as silent_seconds,
        coalesce(processing, 0) as processing
 from workers w
