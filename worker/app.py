@@ -14,6 +14,7 @@ from uuid import UUID
 from worker.accounts import FOREVER, Accounts
 from worker.breaker import Breaker
 from worker.db import Database, require_schema
+from worker.doctor import Doctor
 from worker.executor import Executor, Handler
 from worker.lease import Lease
 from worker.limiter import DatabaseStore, Limiter, Store
@@ -80,6 +81,10 @@ class App:
     def require_schema(self) -> None:
         """Raises SchemaMismatch unless the database fits this code."""
         require_schema(self.db)
+
+    def doctor(self) -> Doctor:
+        """Who looks for what is wrong."""
+        return Doctor(self.db, self.queue, self.accounts, self.monitor, self.route)
 
     def start_sync(self, account: UUID, *, requested_by: str, priority: int = Priority.USER) -> tuple[UUID, bool]:
         """Begin, or join, a sync of all goods of the account; see `sync.plan.start`."""

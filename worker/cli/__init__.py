@@ -8,6 +8,7 @@ import typer
 
 from worker.cli import accounts, operate, queue, work
 from worker.cli.common import err, root
+from worker.cli.doctor import doctor
 from worker.db import AWAY
 from worker.errors import ConfigError, WorkerError
 from worker.settings import without_password
@@ -29,6 +30,7 @@ operate.register(cli)
 cli.add_typer(accounts.group, name="accounts")
 cli.add_typer(queue.group, name="queue")
 cli.command()(queue.retry)
+cli.command()(doctor)
 
 __all__ = ["cli", "main"]
 
