@@ -96,8 +96,8 @@ class Doctor:
                 "error",
                 "unheard",
                 f"queue {queue} has pending tasks and no live worker listens to it",
-                "Start the workers (`supervisorctl status`), give one a --queue that covers it, or, after a change of "
-                "QUEUE_TOPOLOGY, `moysklad-worker queue reroute`.",
+                "Start the workers (`supervisorctl status`), give one a --queue that covers it, or, after a change "
+                "of QUEUE_TOPOLOGY, `moysklad-worker queue reroute`.",
             )
         if not snapshot["workers"] and not snapshot["unheard"]:
             yield Finding("warning", "workers", "no worker is alive", "`supervisorctl status`, then start them.")
@@ -105,11 +105,10 @@ class Doctor:
     def _releases(self, snapshot: dict[str, Any]) -> Iterator[Finding]:
         releases: dict[str, list[str]] = {}
         for worker in snapshot["workers"]:
-            releases.setdefault(worker["release"], []).append(
-                f"{worker['name'] or worker['pid']} on {worker['host']}"
-            )
+            who = f"{worker['name'] or worker['pid']} on {worker['host']}"
+            releases.setdefault(worker["release"], []).append(who)
         if len(releases) > 1:
-            told = "; ".join(f"{release}: {', '.join(sorted(who))}" for release, who in sorted(releases.items()))
+            told = "; ".join(f"{release}: {', '.join(sorted(here))}" for release, here in sorted(releases.items()))
             yield Finding(
                 "warning",
                 "releases",
