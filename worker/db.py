@@ -21,7 +21,11 @@ from worker.telemetry import emit
 
 Connection = psycopg.Connection[DictRow]
 AWAY: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
-"""What is raised when the server cannot be reached or has just gone; the work may be repeated."""
+"""What is raised when the server cannot be reached or has just gone; also when it says no, see `refused`."""
+
+_PASSING = ("08", "40", "53000", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05")
+"""SQLSTATEs, or how they begin, of what passes by itself: the connection broke, another transaction was in the way, a
+disk, the memory or all connections are taken, the server stops or starts."""
 
 _MIGRATION_LOCK = 0x6D73_0001
 _CONTRACT = re.compile(r"(?:--.*\n)*?-- contract: *(\S.*)")
@@ -51,6 +55,13 @@ def sections(text: str) -> dict[str, str]:
     """The parts of a file that each begin with a line `-- name: ...`, by that name."""
     _, *parts = _NAME.split(text)
     return {name: part.strip() for name, part in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def refused(error: BaseException) -> bool:
+    """Whether the server is there and says no (a statement cancelled, a limit of its configuration exceeded, ...), so
+    that the same would be refused again."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return state is not None and not state.startswith(_PASSING)
 
 
 class Database:
@@ -129,7 +140,7 @@ def patiently(
     """Do `work` (repeatable as a whole), waiting out a PostgreSQL that is away, or another server: what it raises
     then is `away`, and what the log calls that `event`.
 
-    Raises what the server raised once `give_up()` is true.
+    Raises what the server raised once `give_up()` is true, and at once what is `refused`.
     """
 
     def tell(details: Any) -> None:
@@ -141,7 +152,7 @@ def patiently(
         away,
         factor=0.1,
         max_value=1,
-        giveup=lambda _: give_up(),
+        giveup=lambda error: give_up() or refused(error),
         on_backoff=tell,
         logger=None,
     )(work)

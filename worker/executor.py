@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from worker.accounts import Accounts
-from worker.db import AWAY, Database, patiently
+from worker.db import AWAY, Database, patiently, refused
 from worker.errors import (
     Interrupted,
     NotFound,
@@ -153,9 +153,9 @@ class Executor:
                 settlement = self._ending(error, list(left.values()))
             try:
                 self._settle(self._bounded(settlement), tally)
-            except AWAY:
-                raise
             except Exception as error:
+                if isinstance(error, AWAY) and not refused(error):
+                    raise
                 settlement = self._ending(error, [ended.task for ended in settlement.ended])
                 self._settle(settlement, tally)
             for ended in settlement.ended:
@@ -192,7 +192,7 @@ class Executor:
                 patiently(lambda: self._accounts.pause(account, error.wait, str(error)), give_up=give_up)
             case Unauthorized():
                 patiently(lambda: self._accounts.park(account, str(error)), give_up=give_up)
-            case _ if not isinstance(error, (TaskError, Interrupted, NotFound, *AWAY)):
+            case _ if refused(error) or not isinstance(error, (TaskError, Interrupted, NotFound, *AWAY)):
                 emit("task.crash", level="error", error=error, task=tasks[0].id, tasks=len(tasks))
         return Settlement([Ended(task, self.classify(error, task)) for task in tasks])
 
@@ -215,7 +215,7 @@ class Executor:
                 return Release()
             case Retryable():
                 return self._again(task, Retry(str(error), 0, type(error).__name__))
-            case _ if isinstance(error, AWAY):
+            case _ if isinstance(error, AWAY) and not refused(error):
                 return Snooze(_DATABASE_WAIT, f"PostgreSQL was away: {error}")
             case _:
                 return self._again(task, Retry(f"{type(error).__name__}: {error}", 0, type(error).__name__))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg_pool import PoolTimeout
 
 from worker import db
 from worker.db import Database, Migration
@@ -346,3 +347,55 @@ def test_patiently_does_not_wait_for_a_fault_of_the_work() -> None:
     with pytest.raises(psycopg.errors.UniqueViolation):
         db.patiently(work)
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (psycopg.OperationalError("server closed the connection unexpectedly"), True),
+        (psycopg.errors.ConnectionFailure(), True),
+        (psycopg.errors.AdminShutdown(), True),
+        (psycopg.errors.CannotConnectNow(), True),
+        (psycopg.errors.TooManyConnections(), True),
+        (psycopg.errors.DiskFull(), True),
+        (psycopg.errors.DeadlockDetected(), True),
+        (psycopg.errors.SerializationFailure(), True),
+        (PoolTimeout(), True),
+        (psycopg.errors.QueryCanceled(), False),
+        (psycopg.errors.ConfigurationLimitExceeded(), False),
+        (psycopg.errors.StatementTooComplex(), False),
+        (psycopg.errors.DatabaseDropped(), False),
+        (psycopg.errors.LockNotAvailable(), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_patiently_waits_for_what_passes_only(error: Exception, passes: bool) -> None:
+    """By SQLSTATE: what the server would refuse again is raised at once, not repeated for ever."""
+    tries: list[int] = []
+
+    def work() -> str:
+        tries.append(1)
+        if len(tries) < 2:
+            raise error
+        return "done"
+
+    if passes:
+        assert db.patiently(work) == "done"
+    else:
+        with pytest.raises(type(error)):
+            db.patiently(work)
+        assert len(tries) == 1
+
+
+def test_a_statement_that_is_cancelled_is_refused(settings: Settings) -> None:
+    """As the real server says it: a statement longer than its time limit does not count as a server that is away."""
+    database = Database(settings.DATABASE_URL.get_secret_value(), size=1)
+
+    def work() -> None:
+        with database.transaction() as conn:
+            conn.execute("set local statement_timeout = 20")
+            conn.execute("select pg_sleep(10)")
+
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        db.patiently(work)
+    database.close()

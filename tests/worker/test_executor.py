@@ -150,6 +150,7 @@ AWAY = psycopg.OperationalError("gone")
         (errors.Retryable("503"), Retry("503", 2, "Retryable")),
         (AWAY, Snooze(1, "PostgreSQL was away: gone")),
         (psycopg.InterfaceError("closed"), Snooze(1, "PostgreSQL was away: closed")),
+        (psycopg.errors.QueryCanceled("too long"), Retry("QueryCanceled: too long", 2, "QueryCanceled")),
         (ValueError("odd"), Retry("ValueError: odd", 2, "ValueError")),
         (psycopg.errors.UniqueViolation("twice"), Retry("UniqueViolation: twice", 2, "UniqueViolation")),
     ],
@@ -458,7 +459,9 @@ def test_an_effect_sees_only_what_is_still_ours(stand: Stand) -> None:
     assert (tally.counts["lost"], tally.done) == (1, 2)
 
 
-@pytest.mark.parametrize("error", [ValueError("odd"), psycopg.errors.UniqueViolation("twice")])
+@pytest.mark.parametrize(
+    "error", [psycopg.errors.QueryCanceled("too long"), ValueError("odd"), psycopg.errors.UniqueViolation("twice")]
+)
 def test_an_effect_that_raises_leaves_nothing_written(stand: Stand, error: Exception) -> None:
     """Neither its own trace nor an outcome; the tasks end by the error, and the worker goes on."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +12,7 @@ import psycopg
 import pytest
 
 from worker.app import App
+from worker.db import Database, patiently
 from worker.queues import DatabaseQueue
 from worker.queues.lanes import Lane
 from worker.task import NewTask, SyncGoods
@@ -49,3 +53,62 @@ def test_a_claim_whose_answer_was_lost_is_handed_back(app: App) -> None:
     assert [(task.entity_id, task.attempts) for task in batch.tasks] == [("1", 1), ("2", 1), ("3", 1)]
     assert again is None
     assert {row["worker"] for row in app.queue.peek("processing")} == {7, 8}
+
+
+def goods(*entities: str) -> list[NewTask]:
+    """One task each."""
+    return [NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id=entity) for entity in entities]
+
+
+def alone(queue: DatabaseQueue, db: Database, entities: list[str]) -> None:
+    """Enqueue them in a transaction of the queue's own."""
+    queue.enqueue(goods(*entities))
+
+
+def within(queue: DatabaseQueue, db: Database, entities: list[str]) -> None:
+    """In one of the caller's, which is repeated as a whole, as a settlement's is."""
+
+    def work() -> None:
+        with db.transaction() as conn:
+            queue.enqueue(goods(*entities[:-1]), within=conn)
+            queue.enqueue(goods(entities[-1]), within=conn)
+
+    patiently(work)
+
+
+@pytest.mark.parametrize("enqueue", [alone, within])
+@pytest.mark.parametrize("others", [0, 200], ids=["one statement", "COPY"])
+def test_producers_with_the_same_tasks_in_another_order(app: App, enqueue: Callable[..., None], others: int) -> None:
+    """PostgreSQL ends one of two that wait for each other: that one begins anew, and every task is there once."""
+    queue = DatabaseQueue(app.db, lambda *_: "default")
+    entities = ["second", *(str(n) for n in range(others)), "first"]
+    errors: list[BaseException] = []
+
+    def victim() -> None:
+        try:
+            enqueue(queue, app.db, entities)
+        except BaseException as error:  # told below
+            errors.append(error)
+
+    def waits() -> list[Any]:
+        return conn.execute("select from pg_locks where not granted").fetchall()
+
+    with app.db.connect() as conn:
+        conn.execute("set deadlock_timeout = '1min'")  # so it is the other that is ended, after the usual second
+        with conn.transaction():
+            queue.enqueue(goods("first"), within=conn)
+            thread = threading.Thread(target=victim)
+            thread.start()
+            while not waits():
+                time.sleep(0.005)
+            queue.enqueue(goods("second"), within=conn)
+    thread.join()
+
+    assert errors == []
+    with app.db.connection() as conn:
+        found = conn.execute("select entity_id from sync_queue where status = 'pending'").fetchall()
+        while not conn.execute(
+            "select from pg_stat_database where datname = current_database() and deadlocks > 0"
+        ).fetchall():
+            time.sleep(0.05)  # the server counts with delay; without a deadlock this test would prove nothing
+    assert sorted(row["entity_id"] for row in found) == sorted(entities)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import lru_cache
@@ -51,14 +51,20 @@ class DatabaseQueue(Directed):
     def enqueue(
         self, tasks: Iterable[NewTask], *, within: Connection | None = None, now: datetime | None = None
     ) -> int:
-        tasks = iter(tasks)
+        given, tasks = tasks, iter(tasks)
         few = list(islice(tasks, _BULK + 1))
         if not few:
             return 0
         if len(few) <= _BULK:
             added, queues = self._insert(few, within, now)
         else:
-            added, queues = self._copy(chain(few, tasks), within, now)
+            try:
+                added, queues = self._copy(chain(few, tasks), within, now)
+            except DeadlockDetected:
+                # As in `_insert`; what cannot be gone through anew is the caller's, too.
+                if within or not isinstance(given, Collection):
+                    raise
+                return self.enqueue(given, now=now)
         emit("task.enqueue", tasks=added, queues=",".join(sorted(queues)))
         return added
 
