@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib.resources import files
 from itertools import takewhile
 from typing import Any, LiteralString, NamedTuple, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import backoff
 import psycopg
+from psycopg import generators
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -30,6 +34,9 @@ disk, the memory or all connections are taken, the server stops or starts."""
 _MIGRATION_LOCK = 0x6D73_0001
 _CONTRACT = re.compile(r"(?:--.*\n)*?-- contract: *(\S.*)")
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_FIELD = re.compile(r"%\((\w+)\)s")
+_PREPARED: WeakKeyDictionary[Connection, set[str]] = WeakKeyDictionary()
+"""What `fetch_quick` has prepared on which connection."""
 _T = TypeVar("_T")
 
 
@@ -92,11 +99,9 @@ class Database:
         )
         self._pool.open()
 
-    @contextmanager
-    def connection(self) -> Iterator[Connection]:
+    def connection(self) -> AbstractContextManager[Connection]:
         """A connection of the pool, in autocommit."""
-        with self._pool.connection() as conn:
-            yield conn
+        return self._pool.connection()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -128,6 +133,44 @@ def fetch_one(conn: Connection, name: str, /, **params: Any) -> dict[str, Any] |
     """The first row of the named query, or None."""
     rows = fetch(conn, name, **params)
     return rows[0] if rows else None
+
+
+def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[bytes | None]:
+    """The columns of the one row of a named query, in PostgreSQL's text format, as are the parameters.
+
+    For statements that run thousands of times a second: half of what a small one costs the client goes into
+    psycopg's cursor. What remains is prepared once a connection. Only in autocommit.
+    """
+    statement = _statement(name)
+    known = _PREPARED.setdefault(conn, set())
+    if name not in known:
+        _send(conn, lambda: conn.pgconn.send_prepare(statement.name, statement.sql))
+        known.add(name)
+    values = [None if (value := params[field]) is None else value.encode() for field in statement.fields]
+    result = _send(conn, lambda: conn.pgconn.send_query_prepared(statement.name, values))
+    return [result.get_value(0, column) for column in range(result.nfields)]
+
+
+def _send(conn: Connection, send: Callable[[], None]) -> PGresult:
+    send()
+    result: PGresult = conn.wait(generators.execute(conn.pgconn))[0]
+    if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+        raise psycopg.errors.error_from_result(result)
+    return result
+
+
+class _Statement(NamedTuple):
+    name: bytes
+    sql: bytes
+    fields: tuple[str, ...]
+
+
+@cache
+def _statement(name: str) -> _Statement:
+    """A named query as the protocol has it: `$1` instead of `%(field)s`."""
+    numbers: dict[str, int] = {}
+    sql = _FIELD.sub(lambda match: f"${numbers.setdefault(match[1], len(numbers) + 1)}", query(name))
+    return _Statement(name.encode(), sql.replace("%%", "%").encode(), tuple(numbers))
 
 
 def patiently(

@@ -112,3 +112,22 @@ def test_producers_with_the_same_tasks_in_another_order(app: App, enqueue: Calla
         ).fetchall():
             time.sleep(0.05)  # the server counts with delay; without a deadlock this test would prove nothing
     assert sorted(row["entity_id"] for row in found) == sorted(entities)
+
+
+def test_a_refused_single_task_is_told_by_its_type_and_the_next_goes_in(app: App) -> None:
+    """The prepared statement of one task raises what psycopg would, with the server's state, and stays usable."""
+    refused = NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id="1", priority=1 << 40)
+    with pytest.raises(psycopg.errors.NumericValueOutOfRange):
+        app.queue.enqueue([refused])
+
+    assert app.queue.enqueue([NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id="\t\\")]) == 1
+    assert [row["entity_id"] for row in app.queue.peek("pending")] == ["\t\\"]
+
+
+def test_ids_of_a_bulk_may_hold_what_copy_reads_as_its_own(app: App) -> None:
+    """Tabs, backslashes and line ends of an id arrive as they are."""
+    ids = ["\t", "\\", "\\N", "a\nb", "\r", "", *map(str, range(200))]
+    tasks = [NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id=id) for id in ids]
+
+    assert app.queue.enqueue(tasks) == len(ids)
+    assert {row["entity_id"] for row in app.queue.peek("pending", limit=1000)} == set(ids)

@@ -16,7 +16,7 @@ from uuid import UUID
 from psycopg.errors import DeadlockDetected, UniqueViolation
 from psycopg.rows import tuple_row
 
-from worker.db import Connection, Database, fetch, fetch_one, query
+from worker.db import Connection, Database, fetch, fetch_one, fetch_quick, query
 from worker.errors import NotFound
 from worker.queues.contract import VERBS, Cancelled, Effect, Ended
 from worker.queues.directed import Directed
@@ -34,6 +34,7 @@ for the innocent, whose workers are killed by something else."""
 
 _BULK = 100
 _COPY_AT_ONCE = 20_000
+_COPY_PORTION = 500
 NULL = r"\N"
 _TASK_FIELDS = len(Task.__dataclass_fields__)
 _AT_ONCE = 10_000
@@ -55,7 +56,9 @@ class DatabaseQueue(Directed):
         few = list(islice(tasks, _BULK + 1))
         if not few:
             return 0
-        if len(few) <= _BULK:
+        if len(few) == 1 and within is None and now is None:
+            added, queues = self._insert_one(few[0])
+        elif len(few) <= _BULK:
             added, queues = self._insert(few, within, now)
         else:
             try:
@@ -67,6 +70,25 @@ class DatabaseQueue(Directed):
                 return self.enqueue(given, now=now)
         emit("task.enqueue", tasks=added, queues=",".join(sorted(queues)))
         return added
+
+    def _insert_one(self, task: NewTask) -> tuple[int, set[str]]:
+        queue = self._route(task.entity_type, task.account_id)
+        with self._db.connection() as conn:
+            added, _ = fetch_quick(
+                conn,
+                "enqueue_one",
+                queue=queue,
+                account_id=str(task.account_id),
+                entity_type=task.entity_type,
+                entity_id=task.entity_id,
+                operation=task.operation,
+                priority=str(task.priority),
+                payload=_json(task.payload),
+                run_id=_text_or_null(task.run_id),
+                max_attempts=_text_or_null(task.max_attempts),
+                scheduled_at=_text_or_null(task.scheduled_at),
+            )
+        return int(added or 0), {queue}
 
     def _insert(
         self, tasks: Sequence[NewTask], within: Connection | None, now: datetime | None
@@ -104,33 +126,21 @@ class DatabaseQueue(Directed):
     def _copy(
         self, tasks: Iterator[NewTask], within: Connection | None, now: datetime | None
     ) -> tuple[int, set[str]]:
-        added, queues = 0, set[str]()
+        added = 0
+        lines = _Lines(self._route, now)
         with nullcontext(within) if within else self._db.transaction() as conn:
             while part := list(islice(tasks, _COPY_AT_ONCE)):
-                lines = [self._line(task, queues, now) for task in part]
                 try:
                     with conn.transaction():
-                        _stream(conn, "copy_tasks", lines)
-                    added += len(lines)
+                        _stream(conn, "copy_tasks", lines, part)
+                    added += len(part)
                 except UniqueViolation:
                     conn.execute(query("create_incoming"))
-                    _stream(conn, "copy_incoming", lines)
+                    _stream(conn, "copy_incoming", lines, part)
                     row = fetch_one(conn, "enqueue_incoming")
                     added += int(row["added"]) if row else 0
-            fetch(conn, "wake", queues=sorted(queues), always=within is not None)
-        return added, queues
-
-    def _line(self, task: NewTask, queues: set[str], now: datetime | None) -> str:
-        """A task as a line of COPY's text format. One with a time waits for it, however short it is."""
-        queue = self._route(task.entity_type, task.account_id)
-        queues.add(queue)
-        at = task.scheduled_at
-        ready = at is None or (now is not None and at <= now)
-        return (
-            f"{_text(queue)}\t{task.account_id}\t{task.entity_type}\t{_text(task.entity_id)}\t{task.operation}"
-            f"\t{task.priority}\t{_text(_json(task.payload))}\t{task.run_id or NULL}"
-            f"\t{NULL if task.max_attempts is None else task.max_attempts}\t{at or now or 'now'}\t{ready}\n"
-        )
+            fetch(conn, "wake", queues=sorted(lines.queues), always=within is not None)
+        return added, lines.queues
 
     def _look(self, queues: Sequence[str], now: datetime | None) -> list[dict[str, Any]]:
         return self._db.fetch(
@@ -387,6 +397,10 @@ def _json(payload: Payload) -> str:
     return json.dumps(encode(payload), ensure_ascii=False)
 
 
+def _text_or_null(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
 def _text(value: str) -> str:
     """A value in COPY's text format."""
     if value.isalnum():
@@ -394,10 +408,51 @@ def _text(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
-def _stream(conn: Connection, name: str, lines: Sequence[str]) -> None:
+class _Lines:
+    """Tasks as lines of COPY's text format; what many have in common is written out once."""
+
+    def __init__(self, route: Route, now: datetime | None) -> None:
+        self._route, self._now = route, now
+        self._begins: dict[tuple[UUID, str], str] = {}
+        self._ends: dict[tuple[str, int, Payload, UUID | None, int | None, datetime | None], str] = {}
+        self.queues: set[str] = set()
+        """Where they go."""
+
+    def __call__(self, task: NewTask) -> str:
+        begin = self._begins.get((task.account_id, task.entity_type))
+        if begin is None:
+            begin = self._begin(task)
+        key = (task.operation, task.priority, task.payload, task.run_id, task.max_attempts, task.scheduled_at)
+        end = self._ends.get(key)
+        if end is None:
+            end = self._end(task)
+            if len(self._ends) < _COPY_AT_ONCE:
+                self._ends[key] = end
+        id = task.entity_id
+        return f"{begin}{id if id.isalnum() else _text(id)}{end}"
+
+    def _begin(self, task: NewTask) -> str:
+        queue = self._route(task.entity_type, task.account_id)
+        self.queues.add(queue)
+        begin = f"{_text(queue)}\t{task.account_id}\t{task.entity_type}\t"
+        self._begins[task.account_id, task.entity_type] = begin
+        return begin
+
+    def _end(self, task: NewTask) -> str:
+        """One with a time waits for it, however short it is."""
+        at = task.scheduled_at
+        ready = at is None or (self._now is not None and at <= self._now)
+        return (
+            f"\t{task.operation}\t{task.priority}\t{_text(_json(task.payload))}\t{task.run_id or NULL}"
+            f"\t{NULL if task.max_attempts is None else task.max_attempts}\t{at or self._now or 'now'}\t{ready}\n"
+        )
+
+
+def _stream(conn: Connection, name: str, line: Callable[[NewTask], str], tasks: Sequence[NewTask]) -> None:
+    """COPY them; the server takes up the first while the next are being written out."""
     with conn.cursor() as cursor, cursor.copy(query(name)) as copy:
-        for begin in range(0, len(lines), 500):
-            copy.write("".join(lines[begin : begin + 500]))
+        for begin in range(0, len(tasks), _COPY_PORTION):
+            copy.write("".join(map(line, tasks[begin : begin + _COPY_PORTION])))
 
 
 def _put_back(conn: Connection, name: str, **params: Any) -> list[dict[str, Any]]:

@@ -29,6 +29,25 @@ with added as (
 )
 select count(*) filter (where added) as added, (select count(*) from woken) as woken from added;
 
+-- name: enqueue_one
+-- `enqueue` for a single task, which is what most producers have: no arrays, and a plan made once.
+insert into sync_queue
+    (queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts, scheduled_at, ready)
+values (%(queue)s, %(account_id)s, %(entity_type)s, %(entity_id)s, %(operation)s, %(priority)s, %(payload)s, %(run_id)s,
+        %(max_attempts)s, coalesce(%(scheduled_at)s::timestamptz, now()),
+        coalesce(%(scheduled_at)s::timestamptz <= now(), true))
+on conflict (account_id, entity_type, entity_id, operation) where status = 'pending'
+do update set queue = excluded.queue,
+              priority = greatest(sync_queue.priority, excluded.priority),
+              payload = excluded.payload,
+              run_id = coalesce(excluded.run_id, sync_queue.run_id),
+              scheduled_at = least(sync_queue.scheduled_at, excluded.scheduled_at),
+              ready = sync_queue.ready or excluded.ready,
+              updated_at = now()
+returning (xmax = 0)::integer as added,
+          case when ready and exists (select from workers where asleep and queue like any(listens))
+               then pg_notify('sync_queue', queue) end as woken;
+
 -- name: copy_tasks
 -- A bulk straight into the table, twice as fast; it fails as a whole where a twin is pending.
 copy sync_queue (queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts,
