@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.queues import DatabaseQueue, Queue
+from worker.queues import DatabaseQueue, Queue, SyncQueue
 
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "worker"
@@ -167,6 +167,7 @@ DRIVERS = {
     "DatabaseQueue": "Queue",
     "Directed": "Queue",
     "RedisQueue": "Queue",
+    "SyncQueue": "Queue",
     "DatabaseStore": "Store",
     "RedisStore": "Store",
 }
@@ -197,7 +198,7 @@ def test_everything_public_says_what_it_is(module: str) -> None:
     assert undocumented(module) == []
 
 
-@pytest.mark.parametrize("driver", [DatabaseQueue])
+@pytest.mark.parametrize("driver", [DatabaseQueue, SyncQueue])
 def test_a_driver_has_the_contracts_methods_only(driver: type[Queue]) -> None:
     """What has no docstring of its own is told in the contract: a driver fulfils it and adds nothing."""
     methods = {name for of in driver.__mro__ for name, it in vars(of).items() if callable(it) and name[0] != "_"}

@@ -15,6 +15,7 @@ from worker.accounts import FOREVER, Accounts
 from worker.breaker import Breaker
 from worker.db import Database, require_schema
 from worker.doctor import Doctor
+from worker.errors import ConfigError
 from worker.executor import Executor, Handler
 from worker.lease import Lease
 from worker.limiter import DatabaseStore, Limiter, Store
@@ -22,7 +23,7 @@ from worker.loop import Loop, Options
 from worker.monitor import Monitor
 from worker.moysklad import Client
 from worker.pauses import EVERYTHING, Pauses
-from worker.queues import Cancelled, DatabaseQueue, Queue
+from worker.queues import Cancelled, DatabaseQueue, Queue, SyncQueue
 from worker.queues.routing import route
 from worker.release import release
 from worker.runs import Runs
@@ -50,12 +51,32 @@ class App:
         self.db = Database(settings.DATABASE_URL.get_secret_value(), connect_timeout=settings.CONNECT_TIMEOUT)
         self.accounts = Accounts(self.db, settings.APP_KEY.get_secret_value())
         self.route = route(settings.QUEUE_TOPOLOGY, lru_cache(maxsize=10_000)(self.accounts.role_of))
-        self.queue: Queue = DatabaseQueue(self.db, self.route)
+        self.queue: Queue = self._queue()
         self.pauses = Pauses(self.db)
         self.runs = Runs(self.db)
         self.limiter = Limiter(self._limiter_store())
         self.breaker = Breaker(self.db)
         self.monitor = Monitor(self.db, self.queue, self.pauses)
+
+    def _queue(self) -> Queue:
+        if self.settings.QUEUE_CONNECTION == "sync":
+            return SyncQueue(self.db, self.route, lambda: self._executor(Options(), lambda: False).execute)
+        return DatabaseQueue(self.db, self.route)
+
+    def _executor(self, options: Options, stopping: Callable[[], bool], rng: random.Random | None = None) -> Executor:
+        return Executor(
+            self.db,
+            self.queue,
+            self.accounts,
+            self.runs,
+            HANDLERS,
+            self.client,
+            timeout=options.timeout,
+            tries=options.tries,
+            stopping=stopping,
+            backoff=options.backoff,
+            rng=rng,
+        )
 
     def _limiter_store(self) -> Store:
         settings = self.settings
@@ -187,22 +208,13 @@ class App:
         )
 
     def worker(self, options: Options, *, name: str = "", rng: random.Random | None = None) -> Loop:
-        """A worker process, ready to `run`."""
+        """A worker process, ready to `run`. Raises ConfigError where tasks run at enqueue."""
+
+        if isinstance(self.queue, SyncQueue):
+            raise ConfigError("QUEUE_CONNECTION=sync runs tasks at enqueue: there is nothing for a worker to do")
 
         def executor(stopping: Callable[[], bool]) -> Executor:
-            return Executor(
-                self.db,
-                self.queue,
-                self.accounts,
-                self.runs,
-                HANDLERS,
-                self.client,
-                timeout=options.timeout,
-                tries=options.tries,
-                stopping=stopping,
-                backoff=options.backoff,
-                rng=rng,
-            )
+            return self._executor(options, stopping, rng)
 
         def lease(
             counters: Callable[[], dict[str, int]], watch: Callable[[], None], restart: Callable[[], None]

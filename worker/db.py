@@ -98,6 +98,7 @@ class Database:
             open=False,
         )
         self._pool.open()
+        self._after: dict[Connection, list[Callable[[], None]]] = {}
 
     def connection(self) -> AbstractContextManager[Connection]:
         """A connection of the pool, in autocommit."""
@@ -106,8 +107,20 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A connection inside a transaction: committed at the end, rolled back by an error."""
-        with self._pool.connection() as conn, conn.transaction():
-            yield conn
+        with self._pool.connection() as conn:
+            try:
+                with conn.transaction():
+                    yield conn
+            except BaseException:
+                self._after.pop(conn, None)
+                raise
+            works = self._after.pop(conn, ())
+        for work in works:
+            work()
+
+    def after(self, conn: Connection, work: Callable[[], None]) -> None:
+        """Do `work` when the `transaction` that `conn` came from is committed; never, if it is rolled back."""
+        self._after.setdefault(conn, []).append(work)
 
     def connect(self) -> Connection:
         """A connection of the caller's own, outside the pool (LISTEN, session locks)."""

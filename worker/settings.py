@@ -40,8 +40,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True, allow_inf_nan=False)
 
     DATABASE_URL: SecretStr = Field(description="PostgreSQL 14 to 18, `postgresql://user:password@host/database`.")
-    QUEUE_CONNECTION: Literal["database"] = Field(
-        "database", description="Where tasks live. `database`: the table `sync_queue`."
+    QUEUE_CONNECTION: Literal["database", "sync"] = Field(
+        "database",
+        description="Where tasks live. `database`: the table `sync_queue`. `sync`: nowhere, for development: they "
+        "run at enqueue in the caller, errors surface there, and there are no workers.",
     )
     QUEUE_TOPOLOGY: Literal["single", "priority", "account"] = Field(
         "single",

@@ -2,5 +2,6 @@
 
 from worker.queues.contract import Cancelled, Effect, Ended, Queue
 from worker.queues.database import DatabaseQueue
+from worker.queues.sync import SyncQueue
 
-__all__ = ["Cancelled", "DatabaseQueue", "Effect", "Ended", "Queue"]
+__all__ = ["Cancelled", "DatabaseQueue", "Effect", "Ended", "Queue", "SyncQueue"]
