@@ -27,7 +27,8 @@ import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from psycopg.errors import UndefinedColumn, UndefinedTable
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 from starlette.datastructures import Headers, MutableHeaders
@@ -136,6 +137,11 @@ def create_api(app: App) -> FastAPI:
     def runs(account: UUID | None = None, limit: Limit = 20) -> list[Json]:
         """The newest runs, of an account or of all; `counts` is null while a run is under way."""
         return [_run(row) for row in app.runs.newest(account, limit)]
+
+    @api.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> PlainTextResponse:
+        """The fleet's state and counters for Prometheus; wants the token like everything else."""
+        return PlainTextResponse(app.metrics(), media_type=CONTENT_TYPE_LATEST)
 
     @api.get("/api/queue")
     def queue() -> Json:

@@ -20,6 +20,7 @@ from worker.executor import Executor, Handler
 from worker.lease import Lease
 from worker.limiter import DatabaseStore, Limiter, Store
 from worker.loop import Loop, Options
+from worker.metrics import Counts, exposition
 from worker.monitor import Monitor
 from worker.moysklad import Client
 from worker.pauses import EVERYTHING, Pauses
@@ -56,6 +57,7 @@ class App:
         self.runs = Runs(self.db)
         self.limiter = Limiter(self._limiter_store())
         self.breaker = Breaker(self.db)
+        self.counts = Counts()
         self.monitor = Monitor(self.db, self.queue, self.pauses)
 
     def _queue(self) -> Queue:
@@ -102,6 +104,12 @@ class App:
     def require_schema(self) -> None:
         """Raises SchemaMismatch unless the database fits this code."""
         require_schema(self.db)
+
+    def metrics(self) -> bytes:
+        """What the fleet does and has counted, in Prometheus' text format."""
+        with self.db.connection() as conn:
+            self.counts.add(conn)
+        return exposition(self.db, self.monitor)
 
     def doctor(self) -> Doctor:
         """Who looks for what is wrong."""
@@ -228,6 +236,7 @@ class App:
                 counters=counters,
                 watch=watch,
                 restart=restart,
+                count=self.counts.add,
             )
 
         def on_register(worker: int) -> None:

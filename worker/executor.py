@@ -117,13 +117,14 @@ class Executor:
         for PostgreSQL."""
         self._inside = False
         self._hurry = False
+        self._began = 0.0
 
     def execute(self, batch: Batch) -> Tally:
         """Run the batch to its end, recording every task's outcome; never raises for a task's fault."""
         tally = Tally()
         first = batch.first
         with context(account=first.account_id, kind=f"{first.entity_type}/{first.operation}", run=first.run_id):
-            began = self._clock()
+            began = self._began = self._clock()
             self._work(batch, tally, began + self._timeout if self._timeout else float("inf"))
             emit("batch.end", tasks=len(batch.tasks), seconds=self._clock() - began, **dict[str, Any](tally.counts))
         self._finish_runs(batch)
@@ -244,10 +245,16 @@ class Executor:
             lambda: self._queue.settle(settlement.ended, settlement.effect), give_up=lambda: self._hurry
         )
         tally.counts += counts
+        tasks = [ended.task for ended in settlement.ended]
+        fields: dict[str, Any] = {
+            "attempt": max((task.attempts for task in tasks), default=0),
+            "waited": max((task.waited for task in tasks), default=0.0),
+            "seconds": self._clock() - self._began,
+        }
         for name, number in counts.items():
             if number:
                 level = "info" if name in ("complete", "release") else "warning"
-                emit(f"task.{name}", level=level, tasks=number, **_reason(settlement, name))
+                emit(f"task.{name}", level=level, tasks=number, **fields, **_reason(settlement, name))
 
     def _finish_runs(self, batch: Batch) -> None:
         runs = {task.run_id for task in batch.tasks if task.run_id}

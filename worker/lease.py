@@ -44,9 +44,10 @@ class Lease:
         counters: Callable[[], dict[str, int]],
         watch: Callable[[], None] = lambda: None,
         restart: Callable[[], None] = lambda: None,
+        count: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         """`watch` is called every second from the thread; it may end the process. `restart` is called there when an
-        operator has asked for it."""
+        operator has asked for it, `count` with every heartbeat and at the end."""
         self._db = db
         self._who: dict[str, Any] = {
             "host": socket.gethostname(),
@@ -60,6 +61,7 @@ class Lease:
         self._counters = counters
         self._watch = watch
         self._restart = restart
+        self._count = count
         self._over = threading.Event()
         self._ready = threading.Event()
         self._nudge, self._nudged = socket.socketpair()
@@ -114,12 +116,14 @@ class Lease:
                     self._register(conn)
                 elif alive["restart"]:
                     self._restart()
+                self._count(conn)
                 beat = time.monotonic() + self._seconds / 3
             heard = list(conn.notifies(timeout=0))
             if any(note.channel == "workers" for note in heard):
                 beat = 0.0
             if any(listens(self._who["queues"], note.payload) for note in heard if note.channel == "sync_queue"):
                 self.wake.put("notified")
+        self._count(conn)
         fetch(conn, "unregister_worker", worker=self.worker)
 
     def _register(self, conn: Connection) -> None:

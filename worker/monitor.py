@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +13,10 @@ from worker.pauses import Pauses
 from worker.queues import Queue
 from worker.queues.routing import listens
 
+_LONG = 0.2
+"""Seconds of counting from which on a count is shown for a while."""
+_SHARE = 20
+"""... for so many times what it took."""
 STATUSES = ("pending", "processing", "completed", "failed")
 
 
@@ -21,13 +27,16 @@ class Monitor:
         self._db = db
         self._queue = queue
         self._pauses = pauses
+        self._lock = threading.Lock()
+        self._seen: list[dict[str, Any]] = []
+        self._look_at = 0.0
 
     def snapshot(self, *, failures: int = 10) -> dict[str, Any]:
         """JSON-ready: `totals` by status, `queues` and `accounts` (the same with `oldest_seconds`, the age
         of the oldest due pending task, and accounts with `parked_reason`), `workers`, `failures`,
         `unheard` (queues with pending tasks that no live worker listens to), `paused` (queue, until, reason)
         and `parked` (account, name, until, reason)."""
-        rows = self._queue.stats()
+        rows = self._stats()
         workers = [_plain(row) for row in self._db.fetch("workers")]
         names = {str(row["id"]): row for row in self._db.fetch("accounts")}
         accounts = _grouped(rows, "account_id")
@@ -50,6 +59,16 @@ class Monitor:
                 if (reason := parked_reason(row)) is not None
             ],
         }
+
+    def _stats(self) -> list[dict[str, Any]]:
+        """`stats`, which reads the whole table: where that takes long, one for all, as seldom as _SHARE says."""
+        with self._lock:
+            began = time.monotonic()
+            if began >= self._look_at:
+                self._seen = self._queue.stats()
+                took = time.monotonic() - began
+                self._look_at = began + took + (_SHARE * took if took > _LONG else 0)
+            return self._seen
 
     def pulse(self) -> dict[str, Any]:
         """`workers` alive and `oldest_seconds`, the age of the oldest due pending task: cheap, for probes."""

@@ -18,11 +18,26 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from worker.settings import Settings, without_password
 
 EVENTS = Counter("moysklad_worker_events", "Events by name and level.", ["event", "level"])
+TASKS = Counter("moysklad_worker_tasks", "Tasks by transition and kind.", ["verb", "kind"])
+BATCH_SECONDS = Histogram(
+    "moysklad_worker_batch_seconds",
+    "Seconds a batch ran.",
+    ["kind"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+)
+WAIT_SECONDS = Histogram(
+    "moysklad_worker_queue_wait_seconds",
+    "Seconds the oldest task of a claimed batch had been due.",
+    ["kind"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400),
+)
+COUNTED = (EVENTS, TASKS, BATCH_SECONDS, WAIT_SECONDS)
+"""What every process counts; `metrics` adds it up."""
 
 _LOG = logging.getLogger("moysklad_worker")
 _SYNC = logging.getLogger("moysklad_worker.sync")
@@ -54,15 +69,17 @@ def configure(settings: Settings, *, console: bool) -> None:
 
 
 def emit(event: str, *, level: str = "info", error: BaseException | None = None, **fields: Any) -> None:
-    """Tell that `event` happened: one log line, one step of its counter; `error` adds its traceback."""
+    """Tell that `event` happened: one log line, a step of what counts it; `error` adds its traceback."""
     EVENTS.labels(event, level).inc()
+    fields = {**_CONTEXT.get(), **fields}
+    _count(event, fields)
     _write(_LOG, event, level, error, fields)
 
 
 def emit_request(event: str, **fields: Any) -> None:
     """The same for REQUEST and RESPONSE lines, which go to sync.log."""
     EVENTS.labels(event, "info").inc()
-    _write(_SYNC, event, "info", None, fields)
+    _write(_SYNC, event, "info", None, {**_CONTEXT.get(), **fields})
 
 
 @contextmanager
@@ -80,12 +97,22 @@ def redact(text: str) -> str:
     return _SECRET.sub(r"\1\2***\2", without_password(text))
 
 
+def _count(event: str, fields: Mapping[str, Any]) -> None:
+    kind = fields.get("kind", "")
+    if event.startswith("task.") and "tasks" in fields:
+        TASKS.labels(event.removeprefix("task."), kind).inc(fields["tasks"])
+    if event == "task.claim":
+        WAIT_SECONDS.labels(kind).observe(max(0.0, fields["waited"]))
+    elif event == "batch.end":
+        BATCH_SECONDS.labels(kind).observe(fields["seconds"])
+
+
 def _write(
     logger: logging.Logger, event: str, level: str, error: BaseException | None, fields: dict[str, Any]
 ) -> None:
     number = _LEVELS[level]
     if logger.isEnabledFor(number):
-        words = [event, *(f"{name}={_value(value)}" for name, value in {**_CONTEXT.get(), **fields}.items())]
+        words = [event, *(f"{name}={_value(value)}" for name, value in fields.items())]
         logger.log(number, redact(" ".join(words)), exc_info=error)
 
 

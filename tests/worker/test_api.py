@@ -39,6 +39,7 @@ ROUTES = [
     ("GET", "/api/runs"),
     ("GET", "/api/queue"),
     ("GET", "/api/accounts"),
+    ("GET", "/metrics"),
     ("GET", "/openapi.json"),
 ]
 COUNTS = ("pending", "processing", "completed", "failed", "created", "updated", "unchanged", "skipped")
@@ -437,7 +438,7 @@ def test_with_the_right_token(client: TestClient, header: str) -> None:
 
     answers = [client.request(method, path, headers=headers) for method, path in ROUTES]
 
-    assert [answer.status_code for answer in answers] == [404, 404, 200, 200, 200, 200]
+    assert [answer.status_code for answer in answers] == [404, 404, 200, 200, 200, 200, 200]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8080", "127.0.0.1", "localhost:8080", "[::1]:8080", "127.8.9.10"])
@@ -604,6 +605,7 @@ def test_every_route_is_described(client: TestClient) -> None:
         ("GET", "/api/runs"),
         ("GET", "/api/queue"),
         ("GET", "/api/accounts"),
+        ("GET", "/metrics"),
         ("GET", "/api/tasks"),
         ("GET", "/api/tasks/{taskId}"),
         ("POST", "/api/queue/retry"),

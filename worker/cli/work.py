@@ -86,6 +86,8 @@ def schedule_run(json: AsJson = False) -> None:
     """Rescue, end runs, prune, start planned syncs: what cron calls every minute, on every host."""
     with open_app() as app:
         done = scheduler.run(app.db, app.queue, app.runs, app.settings, app.start_sync, datetime.now(UTC))
+        with app.db.connection() as conn:
+            app.counts.add(conn)
     if json:
         out_json(done)
     elif done is None:

@@ -83,6 +83,8 @@ class Directed(Queue):
             tasks=len(tasks),
             account=first.account_id,
             kind=f"{first.entity_type}/{first.operation}",
+            run=first.run_id,
+            attempt=first.attempts,
             waited=max(task.waited for task in tasks),
         )
         return Batch(tasks, self._clock())

@@ -1,0 +1,131 @@
+"""GET /metrics: the fleet's state when asked, and what its processes have counted, also those that are gone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import Family
+from tests.worker.test_api import TOKEN, client_of
+from worker.accounts import FOREVER
+from worker.app import App
+from worker.metrics import Counts
+from worker.telemetry import emit
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(app: App) -> Series:
+    """(name, labels) → value, as Prometheus reads it."""
+    answer = client_of(app, token=TOKEN).get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def value(series: Series, name: str, **labels: str) -> float:
+    """One of them."""
+    return series[f"moysklad_worker_{name}", tuple(sorted(labels.items()))]
+
+
+def has(series: Series, name: str) -> list[dict[str, Any]]:
+    """The labels of all series of a name."""
+    return [dict(labels) for key, labels in series if key == f"moysklad_worker_{name}"]
+
+
+def test_state_and_counters_of_a_sync(family: Family) -> None:
+    """What waits, then what was done by a worker that has ended: transitions by verb, durations and waits by kind."""
+    app = family.app
+    app.start_sync(family.main, requested_by="test")
+    before = scrape(app)
+    assert value(before, "queue_tasks", queue="default", status="pending") == 1
+    assert value(before, "queues_unheard") == 1
+    assert value(before, "runs_under_way") == 1
+
+    family.work()
+
+    after = scrape(app)
+    assert value(after, "queue_tasks", queue="default", status="completed") == 123
+    assert value(after, "runs_under_way") == 0
+    done = value(after, "tasks_total", verb="complete", kind="product/sync")
+    assert (
+        done - before.get(("moysklad_worker_tasks_total", (("kind", "product/sync"), ("verb", "complete"))), 0) == 120
+    )
+    assert value(after, "batch_seconds_count", kind="product/sync") >= 2
+    assert value(after, "queue_wait_seconds_bucket", kind="product/sync", le="+Inf") >= 2
+
+
+def test_paused_parked_and_broken(family: Family) -> None:
+    """What is held back is a number for an alarm."""
+    app = family.app
+    app.accounts.park(family.children[0], "HTTP 401")
+    app.pauses.pause("default", FOREVER, "why")
+
+    series = scrape(app)
+
+    assert (value(series, "accounts_parked"), value(series, "queues_paused")) == (1, 1)
+    assert value(series, "breakers_open") == value(series, "limiter_paused") == 0
+
+
+def test_each_process_adds_what_it_counted_once(app: App) -> None:
+    """Two processes' counts are a sum; what was added is not added again."""
+    first, second = Counts(), Counts()
+    with app.db.connection() as conn:
+        first.add(conn)
+        start = app.db.fetch("counters")
+        first.add(conn)
+        assert app.db.fetch("counters") == start
+        emit("task.complete", tasks=7, kind="product/sync")
+        first.add(conn)
+        second.add(conn)
+
+    def total(rows: list[dict[str, Any]]) -> float:
+        labels = {"verb": "complete", "kind": "product/sync"}
+        return sum(
+            row["value"] for row in rows if row["name"] == "moysklad_worker_tasks_total" and row["labels"] == labels
+        )
+
+    before = total(start)
+    assert total(app.db.fetch("counters")) == (before + 7) + (before + 7)
+
+
+def test_a_long_count_is_shared(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks while a count that took long is young sees that one; a short count is made anew each time."""
+    counts: list[float] = []
+
+    def stats(seconds: float) -> list[dict[str, Any]]:
+        time.sleep(seconds)
+        counts.append(seconds)
+        return []
+
+    monkeypatch.setattr(app.queue, "stats", lambda: stats(0))
+    app.monitor.snapshot()
+    app.monitor.snapshot()
+    monkeypatch.setattr(app.queue, "stats", lambda: stats(0.3))
+    app.monitor.snapshot()
+    app.monitor.snapshot()
+
+    assert counts == [0, 0, 0.3]
+
+
+def test_labels_do_not_grow_with_accounts(app: App) -> None:
+    """A thousand accounts with a queue of their own are one series per status."""
+    with app.db.connection() as conn:
+        for n in range(50):
+            conn.execute(
+                "insert into sync_queue (queue, account_id, entity_type, operation) values (%s, %s, 'a', 'b')",
+                [f"account-child-{UUID(int=n)}", UUID(int=n)],
+            )
+
+    series = scrape(app)
+
+    assert value(series, "queue_tasks", queue="account-child-*", status="pending") == 50
+    assert {labels["queue"] for labels in has(series, "queue_tasks")} == {"account-child-*"}
