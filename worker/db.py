@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from itertools import takewhile
@@ -156,11 +156,18 @@ def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[by
     """
     statement = _statement(name)
     known = _PREPARED.setdefault(conn, set())
-    if name not in known:
-        _send(conn, lambda: conn.pgconn.send_prepare(statement.name, statement.sql))
-        known.add(name)
     values = [None if (value := params[field]) is None else value.encode() for field in statement.fields]
-    result = _send(conn, lambda: conn.pgconn.send_query_prepared(statement.name, values))
+    while True:
+        if name not in known:
+            with suppress(psycopg.errors.DuplicatePreparedStatement):
+                _send(conn, lambda: conn.pgconn.send_prepare(statement.name, statement.sql))
+            known.add(name)
+        try:
+            result = _send(conn, lambda: conn.pgconn.send_query_prepared(statement.name, values))
+            break
+        except psycopg.errors.InvalidSqlStatementName:
+            # psycopg forgets all prepared statements of a session (DEALLOCATE ALL) when a transaction is rolled back.
+            known.discard(name)
     return [result.get_value(0, column) for column in range(result.nfields)]
 
 

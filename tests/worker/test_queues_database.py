@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -131,3 +132,19 @@ def test_ids_of_a_bulk_may_hold_what_copy_reads_as_its_own(app: App) -> None:
 
     assert app.queue.enqueue(tasks) == len(ids)
     assert {row["entity_id"] for row in app.queue.peek("pending", limit=1000)} == set(ids)
+
+
+def test_a_single_task_after_a_rolled_back_transaction(app: App) -> None:
+    """psycopg drops what a session has prepared with a rollback: the next enqueue on it prepares its own anew."""
+    db = Database(app.db.url, size=1)
+    queue = DatabaseQueue(db, lambda *_: "default")
+    queue.enqueue(goods("before"))
+    for _ in range(2):
+        with suppress(ZeroDivisionError), db.transaction() as conn:
+            for _ in range(9):
+                conn.execute("select 1")  # from the sixth time on prepared, so that there is something to forget
+            raise ZeroDivisionError
+        queue.enqueue(goods("after"))
+
+    assert queue.claim(["default"], 1, limit=9) is not None
+    db.close()
