@@ -49,7 +49,12 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.db = Database(settings.DATABASE_URL.get_secret_value(), connect_timeout=settings.CONNECT_TIMEOUT)
+        listen = settings.DATABASE_LISTEN_URL
+        self.db = Database(
+            settings.DATABASE_URL.get_secret_value(),
+            connect_timeout=settings.CONNECT_TIMEOUT,
+            listen_url=listen.get_secret_value() if listen else None,
+        )
         self.accounts = Accounts(self.db, settings.APP_KEY.get_secret_value())
         self.route = route(settings.QUEUE_TOPOLOGY, lru_cache(maxsize=10_000)(self.accounts.role_of))
         self.queue: Queue = self._queue()

@@ -74,8 +74,10 @@ def refused(error: BaseException) -> bool:
 class Database:
     """A pool of connections; each statement outside `transaction` commits by itself."""
 
-    def __init__(self, url: str, *, connect_timeout: float = 5, size: int = 4) -> None:
+    def __init__(self, url: str, *, connect_timeout: float = 5, size: int = 4, listen_url: str | None = None) -> None:
+        """`listen_url` is where `connect` goes, should `url` lead to a pooler."""
         self.url = url
+        self._listen_url = listen_url or url
         self._options: dict[str, Any] = {
             "autocommit": True,
             "row_factory": dict_row,
@@ -95,6 +97,8 @@ class Database:
             max_size=size,
             timeout=connect_timeout,
             reconnect_timeout=0.5,
+            configure=_heed_pooler,
+            num_workers=1,
             open=False,
         )
         self._pool.open()
@@ -124,7 +128,9 @@ class Database:
 
     def connect(self) -> Connection:
         """A connection of the caller's own, outside the pool (LISTEN, session locks)."""
-        return psycopg.Connection.connect(self.url, **self._options)
+        conn: Connection = psycopg.Connection.connect(self._listen_url, **self._options)
+        _heed_pooler(conn)
+        return conn
 
     def fetch(self, name: str, /, **params: Any) -> list[dict[str, Any]]:
         """All rows of the named query."""
@@ -134,6 +140,22 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._pool.close(timeout=2)
+
+
+def _heed_pooler(conn: Connection) -> None:
+    """Prepare nothing where another server process may answer the next statement.
+
+    A pooler makes up the process id it greets with. One that keeps a client on one server process (PgBouncer's
+    session mode) cannot be told from one that does not, and is used like it.
+    """
+    row = conn.execute("select pg_backend_pid() as pid").fetchone()
+    if row and row["pid"] != conn.info.backend_pid:
+        conn.prepare_threshold = None
+
+
+def pooled(conn: Connection) -> bool:
+    """Whether a pooler stands in between: then a session holds no lock and hears no NOTIFY."""
+    return conn.prepare_threshold is None
 
 
 def fetch(conn: Connection, name: str, /, **params: Any) -> list[dict[str, Any]]:
@@ -155,8 +177,11 @@ def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[by
     psycopg's cursor. What remains is prepared once a connection. Only in autocommit.
     """
     statement = _statement(name)
-    known = _PREPARED.setdefault(conn, set())
     values = [None if (value := params[field]) is None else value.encode() for field in statement.fields]
+    if pooled(conn):
+        result = _send(conn, lambda: conn.pgconn.send_query_params(statement.sql, values))
+        return [result.get_value(0, column) for column in range(result.nfields)]
+    known = _PREPARED.setdefault(conn, set())
     while True:
         if name not in known:
             with suppress(psycopg.errors.DuplicatePreparedStatement):

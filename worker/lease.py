@@ -2,13 +2,15 @@
 
 A thread of its own holds one connection, so that a busy handler cannot stop it. The connection's advisory
 lock ends with the process, which is how others know of a kill -9 at once; the lease is for hosts that
-vanish.
+vanish. Behind a pooler there is neither lock nor NOTIFY: the lease, a shorter one, counts alone, and the
+worker polls.
 """
 
 from __future__ import annotations
 
 import os
 import queue as stdlib_queue
+import random
 import resource
 import select
 import socket
@@ -17,13 +19,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from worker.db import AWAY, Connection, Database, fetch, fetch_one
+from worker.db import AWAY, Connection, Database, fetch, fetch_one, pooled
 from worker.queues.database import LOCK_CLASS
 from worker.queues.routing import like, listens
 from worker.telemetry import emit
 
 _WATCH = 1.0
 """Seconds between two calls of `watch`."""
+_LOOK = 1.6
+"""Seconds between two looks whether another worker has died."""
+_POOLED = 12.0
+"""Seconds a lease lasts at most where nothing else tells of a death."""
 
 
 class Lease:
@@ -69,6 +75,10 @@ class Lease:
         self.wake: stdlib_queue.SimpleQueue[str] = stdlib_queue.SimpleQueue()
         self.worker = 0
         """The id others know this process by; a new one when it was given up for dead meanwhile."""
+        self.hears = True
+        """Whether NOTIFY reaches it."""
+        self.dead = False
+        """Set when another worker is seen to be dead, for whoever takes up what it has left, and unsets it."""
 
     def start(self, *, give_up: Callable[[], bool] = lambda: False) -> bool:
         """Register, waiting for PostgreSQL if need be; False when `give_up()` came true before."""
@@ -101,14 +111,20 @@ class Lease:
                 patience = min(patience * 2, 1)
 
     def _live(self, conn: Connection) -> None:
+        self.hears = not pooled(conn)
+        if not self.hears:
+            self._seconds = min(self._seconds, _POOLED)
+            emit("lease.pooled", level="warning", reason="PostgreSQL is behind a pooler: polling, no LISTEN")
         self._register(conn)
-        conn.execute("listen sync_queue")
-        conn.execute("listen workers")
+        if self.hears:
+            conn.execute("listen sync_queue")
+            conn.execute("listen workers")
         self._ready.set()
         self.wake.put("connected")
         beat = time.monotonic() + self._seconds / 3
+        look = time.monotonic() + random.uniform(0, _LOOK)  # not all workers of a host at once
         while not self._over.is_set():
-            select.select([conn.fileno(), self._nudged.fileno()], [], [], min(_WATCH, self._seconds / 3))
+            select.select([conn.fileno(), self._nudged.fileno()], [], [], self._pause(min(beat, look)))
             self._watch()
             if time.monotonic() >= beat:
                 alive = fetch_one(conn, "heartbeat", **self._beat())
@@ -118,6 +134,11 @@ class Lease:
                     self._restart()
                 self._count(conn)
                 beat = time.monotonic() + self._seconds / 3
+            if time.monotonic() >= look:
+                if fetch(conn, "lock_dead_workers", lock_class=LOCK_CLASS, now=None):
+                    self.dead = True
+                    self.wake.put("dead")
+                look = time.monotonic() + _LOOK
             heard = list(conn.notifies(timeout=0))
             if any(note.channel == "workers" for note in heard):
                 beat = 0.0
@@ -126,18 +147,24 @@ class Lease:
         self._count(conn)
         fetch(conn, "unregister_worker", worker=self.worker)
 
+    @staticmethod
+    def _pause(until: float) -> float:
+        return max(0.0, min(_WATCH, until - time.monotonic()))
+
     def _register(self, conn: Connection) -> None:
         """Come back under the old id if nobody buried it and its lock is free, else under a new one."""
         with conn.transaction():
             if self.worker and fetch_one(conn, "heartbeat", **self._beat()) and self._hold(conn, self.worker):
                 return
-            row = fetch_one(conn, "register_worker", **self._who, lease=self._seconds)
+            row = fetch_one(conn, "register_worker", **self._who, lease=self._seconds, pooled=not self.hears)
             assert row is not None
             self._hold(conn, row["id"])
         self.worker = row["id"]
         emit("worker.register", worker=self.worker, name=self._who["name"])
 
     def _hold(self, conn: Connection, worker: int) -> bool:
+        if not self.hears:
+            return True
         row = fetch_one(conn, "hold_worker", lock_class=LOCK_CLASS, worker=worker)
         return bool(row and row["held"])
 

@@ -23,8 +23,8 @@ EXIT_MEMORY = 12
 EXIT_HUNG = 13
 """A batch could not be interrupted `GRACE` seconds after its time limit."""
 GRACE = 10.0
-TIDY = 1.95
-"""Seconds between two looks at what dead workers have left."""
+TIDY = 60.0
+"""Seconds between two looks at what dead workers have left; at once when the lease has seen one die."""
 _CONTENDED = 0.05
 _LOOKS = (0.0, 0.02, 0.2)
 """Seconds between the looks of a worker that has nothing to do, before it sleeps for good: what was enqueued while it
@@ -82,7 +82,7 @@ class Loop:
     ) -> None:
         """`executor(stopping)` and `lease(counters=, watch=, restart=)` make the parts that look back at the loop.
 
-        `tidy()` takes up what dead workers have left; it is called every other second.
+        `tidy()` takes up what dead workers have left; it is called when a worker has died, and every minute.
         """
         self._queue = queue
         self._options = options
@@ -135,7 +135,8 @@ class Loop:
                 return "memory", EXIT_MEMORY
             self._on_register(self._lease.worker)
             try:
-                if now >= tidy_at:
+                if now >= tidy_at or self._lease.dead:
+                    self._lease.dead = False
                     self._tidy()
                     tidy_at = now + TIDY
                 batch = self._queue.claim(options.queues, self._lease.worker, limit=self._limit())
@@ -144,7 +145,7 @@ class Loop:
                     tally = self._executor.execute(batch)
                     self.done += tally.done
                     self.failed += tally.failed
-                elif asleep != self._lease.worker:
+                elif asleep != self._lease.worker and self._lease.hears:
                     asleep = self._lease.worker
                     self._queue.doze(asleep)
                 if asleep and streak > _STREAK:
@@ -178,7 +179,6 @@ class Loop:
                 if self._sleep(_LOOKS[empty - 1]):
                     empty = 0
             else:
-                # Also an idle worker looks every TIDY seconds whether another has died.
                 until = min(self._clock() + options.sleep * self._rng.uniform(0.9, 1.1), over, tidy_at, idle_over)
                 self._sleep(max(0, until - self._clock()))
                 empty = len(_LOOKS)

@@ -40,6 +40,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True, allow_inf_nan=False)
 
     DATABASE_URL: SecretStr = Field(description="PostgreSQL 14 to 18, `postgresql://user:password@host/database`.")
+    DATABASE_LISTEN_URL: SecretStr | None = Field(
+        None,
+        validate_default=True,
+        description="The same database without a pooler in between, for LISTEN and the workers' session locks, where "
+        "DATABASE_URL leads to PgBouncer or its like. Without it workers there poll, and a killed one is noticed "
+        "after 12 seconds.",
+    )
     QUEUE_CONNECTION: Literal["database", "sync"] = Field(
         "database",
         description="Where tasks live. `database`: the table `sync_queue`. `sync`: nowhere, for development: they "
@@ -92,9 +99,11 @@ class Settings(BaseModel):
     KEEP_COMPLETED_DAYS: float = Field(3, ge=0, description="Completed tasks are pruned after so many days.")
     KEEP_FAILED_DAYS: float = Field(90, ge=0, description="Failed tasks are pruned after so many days.")
 
-    @field_validator("DATABASE_URL")
+    @field_validator("DATABASE_URL", "DATABASE_LISTEN_URL")
     @classmethod
-    def _is_postgresql(cls, value: SecretStr) -> SecretStr:
+    def _is_postgresql(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None or (info.field_name == "DATABASE_LISTEN_URL" and not value.get_secret_value()):
+            return None
         if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must begin with postgresql://")
         try:

@@ -313,11 +313,12 @@ returning q.id;
 
 -- name: lock_dead_workers
 -- Workers whose lease is over, or whose session is gone: the lock of a killed process is free at once.
--- A start of the server ends all sessions, so the lock tells only of workers heard of since.
+-- A start of the server ends all sessions, so the lock tells only of workers heard of since; behind a pooler nobody
+-- has one.
 select id, host, pid, name, extract(epoch from coalesce(%(now)s, now()) - seen_at)::float as silent
 from workers w
 where lease_until < coalesce(%(now)s, now())
-   or (seen_at > pg_postmaster_start_time()
+   or (not pooled and seen_at > pg_postmaster_start_time()
        and not exists (
            select from pg_locks l
            where l.locktype = 'advisory' and l.classid = %(lock_class)s and l.objid = w.id::integer::oid

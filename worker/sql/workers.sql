@@ -1,7 +1,7 @@
 -- name: register_worker
 -- A worker begins its life; the id is new for every process.
-insert into workers (host, pid, name, queues, listens, release, lease_until)
-values (%(host)s, %(pid)s, %(name)s, %(queues)s, %(listens)s, %(release)s, now() + %(lease)s * interval '1 second')
+insert into workers (host, pid, name, queues, listens, release, pooled, lease_until)
+values (%(host)s, %(pid)s, %(name)s, %(queues)s, %(listens)s, %(release)s, %(pooled)s, now() + %(lease)s * interval '1 second')
 returning id;
 
 -- name: hold_worker
