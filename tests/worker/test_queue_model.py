@@ -670,6 +670,7 @@ def check(rig: Rig, timed: bool, examples: int, *, seeded: bool) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.timeout(600)  # a failure is made smaller before it is told
 @pytest.mark.parametrize("timed", [True, False], ids=["by the test's clock", "by the server's clock"])
 def test_any_sequence_of_verbs_and_deaths(rig: Rig, timed: bool) -> None:
     """Driver and model agree after every step, and at the end nothing was lost, doubled or forgotten."""
