@@ -156,16 +156,17 @@ class Lease:
         with conn.transaction():
             if self.worker and fetch_one(conn, "heartbeat", **self._beat()) and self._hold(conn, self.worker):
                 return
-            row = fetch_one(conn, "register_worker", **self._who, lease=self._seconds, pooled=not self.hears)
+            row = fetch_one(conn, "register_worker", **self._who, lease=self._seconds)
             assert row is not None
             self._hold(conn, row["id"])
         self.worker = row["id"]
         emit("worker.register", worker=self.worker, name=self._who["name"])
 
     def _hold(self, conn: Connection, worker: int) -> bool:
-        if not self.hears:
-            return True
-        row = fetch_one(conn, "hold_worker", lock_class=LOCK_CLASS, worker=worker)
+        if self.hears:
+            row = fetch_one(conn, "hold_worker", lock_class=LOCK_CLASS, worker=worker)
+        else:
+            row = fetch_one(conn, "pool_worker", worker=worker)
         return bool(row and row["held"])
 
     def _beat(self) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 -- name: register_worker
 -- A worker begins its life; the id is new for every process.
-insert into workers (host, pid, name, queues, listens, release, pooled, lease_until)
-values (%(host)s, %(pid)s, %(name)s, %(queues)s, %(listens)s, %(release)s, %(pooled)s, now() + %(lease)s * interval '1 second')
+insert into workers (host, pid, name, queues, listens, release, lease_until)
+values (%(host)s, %(pid)s, %(name)s, %(queues)s, %(listens)s, %(release)s, now() + %(lease)s * interval '1 second')
 returning id;
 
 -- name: hold_worker
 -- The session lock that says "alive"; PostgreSQL frees it when the process or its connection dies.
 select pg_try_advisory_lock(%(lock_class)s, %(worker)s::integer) as held;
+
+-- name: pool_worker
+-- The worker behind a pooler, whose session can hold no lock.
+update workers set pooled = true where id = %(worker)s returning true as held;
 
 -- name: heartbeat
 -- Renews the lease; no row means that the worker was given up for dead and its claims are gone.
