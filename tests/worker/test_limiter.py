@@ -1023,6 +1023,15 @@ def register(db: Database, lease: float) -> int:
     """A worker."""
     with db.connection() as conn:
         row = fetch(
-            conn, "register_worker", host="h", pid=1, name="", queues=["*"], listens=["%"], release="r", lease=lease
+            conn,
+            "register_worker",
+            host="h",
+            pid=1,
+            name="",
+            queues=["*"],
+            listens=["%"],
+            release="r",
+            lease=lease,
+            pooled=False,
         )[0]
     return int(row["id"])
