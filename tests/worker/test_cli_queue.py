@@ -122,7 +122,7 @@ def test_pause_and_resume_an_account(known: App, shell: Call) -> None:
 def test_drain_waits_until_nothing_is_processed(known: App, shell: Call) -> None:
     """Exit 1 while something is; asked again it waits on, and then 0. Nothing is claimed until resumed."""
     worker = int(known.db.fetch(
-        "register_worker", host="h", pid=1, name="", queues=["*"], listens=["%"], release="r", lease=60, pooled=False
+        "register_worker", host="h", pid=1, name="", queues=["*"], listens=["%"], release="r", lease=60
     )[0]["id"])  # fmt: skip
     held = known.db.connect()
     held.execute("select pg_try_advisory_lock(%s, %s)", [0x6D73, worker])

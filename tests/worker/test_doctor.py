@@ -34,7 +34,7 @@ def healthy(known: App) -> App:
 def worker(app: App, **fields: Any) -> None:
     """A worker that is alive."""
     who = {"host": "h", "pid": 1, "name": "w", "queues": ["*"], "listens": ["%"], "release": "1", "lease": 600}
-    app.db.fetch("register_worker", **({"pooled": False} | who | fields))
+    app.db.fetch("register_worker", **(who | fields))
 
 
 def tick(app: App) -> None:

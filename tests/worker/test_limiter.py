@@ -1023,15 +1023,6 @@ def register(db: Database, lease: float) -> int:
     """A worker."""
     with db.connection() as conn:
         row = fetch(
-            conn,
-            "register_worker",
-            host="h",
-            pid=1,
-            name="",
-            queues=["*"],
-            listens=["%"],
-            release="r",
-            lease=lease,
-            pooled=False,
+            conn, "register_worker", host="h", pid=1, name="", queues=["*"], listens=["%"], release="r", lease=lease
         )[0]
     return int(row["id"])

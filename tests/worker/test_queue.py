@@ -124,7 +124,7 @@ class Bench:
             "release": "test",
             "lease": lease,
         }
-        row = fetch_one(conn, "register_worker", **who, pooled=False)
+        row = fetch_one(conn, "register_worker", **who)
         assert row is not None
         fetch(conn, "hold_worker", lock_class=LOCK_CLASS, worker=row["id"])
         self.sessions[row["id"]] = conn

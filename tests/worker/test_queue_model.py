@@ -270,7 +270,7 @@ class Rig:
         """A worker that is alive: its id."""
         conn = self.db.connect()
         who = {"host": "here", "pid": 1, "name": "", "queues": list(patterns), "listens": ["%"], "release": "test"}
-        row = fetch_one(conn, "register_worker", **who, lease=FOR_EVER, pooled=False)
+        row = fetch_one(conn, "register_worker", **who, lease=FOR_EVER)
         assert row is not None
         fetch(conn, "hold_worker", lock_class=LOCK_CLASS, worker=row["id"])
         self._sessions[row["id"]] = conn

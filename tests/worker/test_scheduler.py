@@ -141,7 +141,7 @@ def test_a_dead_workers_tasks_go_back_on_every_host(app: App) -> None:
     app.queue.enqueue([NewTask(account, "product", "sync", SyncGoods(account), entity_id="1")])
     with app.db.connection() as conn:
         who = {"host": "h", "pid": 1, "name": "", "queues": ["*"], "listens": ["%"], "release": "r", "lease": -1}
-        dead = fetch(conn, "register_worker", **who, pooled=False)[0]["id"]
+        dead = fetch(conn, "register_worker", **who)[0]["id"]
     assert app.queue.claim(["*"], dead) is not None
 
     assert tick(app, NOON + timedelta(seconds=1)) is None
