@@ -142,8 +142,9 @@ class Lease:
             heard = list(conn.notifies(timeout=0))
             if any(note.channel == "workers" for note in heard):
                 beat = 0.0
-            if any(listens(self._who["queues"], note.payload) for note in heard if note.channel == "sync_queue"):
-                self.wake.put("notified")
+            for note in heard:
+                if note.channel == "sync_queue" and listens(self._who["queues"], note.payload.partition("\t")[0]):
+                    self.wake.put(note.payload)
         self._count(conn)
         fetch(conn, "unregister_worker", worker=self.worker)
 

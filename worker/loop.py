@@ -193,8 +193,9 @@ class Loop:
         """Sleep so long, or until woken; whether that was it."""
         woken = False
         try:
-            self._lease.wake.get(timeout=seconds)
+            news = self._lease.wake.get(timeout=seconds)
             woken = True
+            self._queue.announce(self._lease.worker, news)
             while True:
                 self._lease.wake.get_nowait()
         except stdlib_queue.Empty:

@@ -148,4 +148,4 @@ def test_with_an_address_of_its_own_the_lease_is_direct(settings: Settings, pool
             held.stop()
 
     assert held.hears
-    assert heard == "notified"
+    assert heard == f"default\t-1\t{CHILD}"

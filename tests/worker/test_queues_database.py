@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -148,3 +149,32 @@ def test_a_single_task_after_a_rolled_back_transaction(app: App) -> None:
 
     assert queue.claim(["default"], 1, limit=9) is not None
     db.close()
+
+
+@pytest.mark.parametrize("closed", ["parked", "paused", "at its ceiling"])
+def test_news_of_a_lane_open_no_closed_one(app: App, closed: str) -> None:
+    """A worker that was told where the new task is takes it without a look; but not from an account that is parked or
+    has a ceiling that is reached, nor from a paused queue."""
+    queue = DatabaseQueue(app.db, lambda *_: "default")
+    app.accounts.add(CHILD, "child", "child", "solution", "token")
+    with app.db.connection() as conn:
+        if closed == "parked":
+            app.accounts.park(CHILD, "for the test")
+        elif closed == "paused":
+            app.pauses.pause("def*", datetime.now(UTC) + timedelta(hours=1), "for the test")
+        else:
+            conn.execute("update accounts set concurrency = 1")
+            queue.enqueue(goods("first"))
+            assert queue.claim(["*"], 8, limit=1)
+    queue.enqueue(goods("1"))
+    queue.announce(7, f"default\t-1\t{CHILD}")
+    assert queue.claim(["*"], 7, limit=9) is None
+
+    with app.db.connection() as conn:
+        conn.execute("update accounts set parked_until = null, concurrency = null")
+        conn.execute("delete from paused_queues")
+    queue.announce(7, f"default\t-1\t{CHILD}")
+    queue._look = lambda *_: pytest.fail("it looked")  # type: ignore[assignment,method-assign]
+    batch = queue.claim(["*"], 7, limit=9)
+    assert batch is not None
+    assert [task.entity_id for task in batch.tasks] == ["1"]

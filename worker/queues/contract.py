@@ -103,6 +103,9 @@ class Queue(ABC):
         counts = self.settle([Ended(task, outcome) for task, outcome in ended], now=now)
         return len(ended) - counts["lost"]
 
+    def announce(self, worker: int, news: str) -> None:  # noqa: B027 - a driver may do without
+        """Tell what woke this worker, so that its next claim may go straight there."""
+
     @abstractmethod
     def doze(self, worker: int) -> None:
         """Say that this worker is about to sleep: from now on who enqueues wakes it. Look once more after it."""

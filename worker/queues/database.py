@@ -169,6 +169,7 @@ class DatabaseQueue(Directed):
             "rank": lane.rank,
             "account": lane.account_id,
             "concurrency": lane.concurrency,
+            "announced": lane.announced,
         }
         if lane.concurrency is None:
             with self._db.connection() as conn:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from worker.queues.contract import Queue
 from worker.queues.lanes import Lane, Lanes
@@ -30,6 +31,7 @@ class _Seat:
     lanes: Lanes = field(default_factory=Lanes)
     look_at: float = float("-inf")
     unanswered: Lane | None = None
+    announced: Lane | None = None
 
 
 class Directed(Queue):
@@ -51,6 +53,14 @@ class Directed(Queue):
     def _hand_back(self, worker: int, lane: Lane) -> None:
         """Release what a claim from the lane took whose answer never came: the server was gone after it."""
 
+    def announce(self, worker: int, news: str) -> None:
+        """`news` is a lane, as `enqueue_one` in sql/queue.sql writes it; anything else tells nothing."""
+        queue, *rest = news.split("\t")
+        if len(rest) == 2:
+            rank, account = rest
+            lane = Lane(0, queue, int(rank), UUID(account), announced=True)
+            self._seats.setdefault(worker, _Seat()).announced = lane
+
     def claim(
         self, queues: Sequence[str], worker: int, *, limit: int = 1, now: datetime | None = None
     ) -> Batch | None:
@@ -58,6 +68,11 @@ class Directed(Queue):
         if seat.unanswered:
             self._hand_back(worker, seat.unanswered)
             seat.unanswered = None
+        announced, seat.announced = seat.announced, None
+        if announced and now is None and not seat.lanes:
+            tasks = self._attempt(seat, announced, worker, limit, now)
+            if tasks:
+                return self._batch(tasks)
         fresh = now is not None or not seat.lanes or self._clock() >= seat.look_at or seat.queues != tuple(queues)
         if fresh:
             self._see(seat, queues, now)
@@ -69,14 +84,21 @@ class Directed(Queue):
             lane = seat.lanes.next()
             if lane is None:
                 return None
-            seat.unanswered = lane
-            tasks = self._take(lane, worker, limit, now)
-            seat.unanswered = None
+            tasks = self._attempt(seat, lane, worker, limit, now)
             if tasks:
                 break
             seat.lanes.drop(lane)
             misses += 1
         seat.lanes.serve(lane)
+        return self._batch(tasks)
+
+    def _attempt(self, seat: _Seat, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
+        seat.unanswered = lane
+        tasks = self._take(lane, worker, limit, now)
+        seat.unanswered = None
+        return tasks
+
+    def _batch(self, tasks: tuple[Task, ...]) -> Batch:
         first = tasks[0]
         emit(
             "task.claim",

@@ -25,6 +25,8 @@ class Lane:
     account_id: UUID
     concurrency: int | None = None
     """How many workers may serve the account at once."""
+    announced: bool = False
+    """Heard of, not seen: the claim itself must see whether the account may be served."""
     mark: int = 0
     """The last task taken from it."""
 

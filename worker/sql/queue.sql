@@ -30,7 +30,8 @@ with added as (
 select count(*) filter (where added) as added, (select count(*) from woken) as woken from added;
 
 -- name: enqueue_one
--- `enqueue` for a single task, which is what most producers have: no arrays, and a plan made once.
+-- `enqueue` for a single task, which is what most producers have: no arrays, and a plan made once. Who is woken is
+-- told the lane, and need not look for it.
 insert into sync_queue
     (queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts, scheduled_at, ready)
 values (%(queue)s, %(account_id)s, %(entity_type)s, %(entity_id)s, %(operation)s, %(priority)s, %(payload)s, %(run_id)s,
@@ -46,7 +47,7 @@ do update set queue = excluded.queue,
               updated_at = now()
 returning (xmax = 0)::integer as added,
           case when ready and exists (select from workers where asleep and queue like any(listens))
-               then pg_notify('sync_queue', queue) end as woken;
+               then pg_notify('sync_queue', concat_ws(E'\t', queue, -priority, account_id)) end as woken;
 
 -- name: copy_tasks
 -- A bulk straight into the table, twice as fast; it fails as a whole where a twin is pending.
@@ -175,6 +176,9 @@ with front as materialized (
           where status = 'processing' and account_id = %(account)s and worker <> %(worker)s))
       and not exists (
           select from paused_queues p where %(queue)s like p.pattern and p.until > coalesce(%(now)s, now()))
+      and (not %(announced)s::boolean or not exists (  -- else `discover` has seen to it
+          select from accounts a
+          where a.id = %(account)s and (a.concurrency is not null or a.parked_until > coalesce(%(now)s, now()))))
     order by id limit %(limit)s for update skip locked
 ), free as materialized (
     select ctid, id, entity_type, operation, rescues from front
