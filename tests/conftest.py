@@ -20,7 +20,9 @@ import pytest
 import requests
 from cryptography.fernet import Fernet
 
+from tests import redis_servers
 from tests.contract.contract import simulator_under_contract
+from tests.redis_servers import RedisServer
 from worker import db, telemetry
 from worker.accounts import LinkSettings
 from worker.app import App
@@ -81,6 +83,20 @@ def template(server: Server) -> str:
         conn.execute(f"create database {_TEMPLATE}")
     db.migrate(server.url(_TEMPLATE))
     return _TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One Redis for the session; who uses it empties it."""
+    with redis_servers.one() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[list[RedisServer]]:
+    """Three masters for the session."""
+    with redis_servers.cluster() as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from worker.queues import DatabaseQueue, Queue, SyncQueue
+from worker.queues.redis import RedisQueue
 
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "worker"
@@ -198,7 +199,7 @@ def test_everything_public_says_what_it_is(module: str) -> None:
     assert undocumented(module) == []
 
 
-@pytest.mark.parametrize("driver", [DatabaseQueue, SyncQueue])
+@pytest.mark.parametrize("driver", [RedisQueue, DatabaseQueue, SyncQueue])
 def test_a_driver_has_the_contracts_methods_only(driver: type[Queue]) -> None:
     """What has no docstring of its own is told in the contract: a driver fulfils it and adds nothing."""
     methods = {name for of in driver.__mro__ for name, it in vars(of).items() if callable(it) and name[0] != "_"}

@@ -59,7 +59,7 @@ class App:
         self.route = route(settings.QUEUE_TOPOLOGY, lru_cache(maxsize=10_000)(self.accounts.role_of))
         self.queue: Queue = self._queue()
         self.pauses = Pauses(self.db)
-        self.runs = Runs(self.db)
+        self.runs = Runs(self.db, self.queue)
         self.limiter = Limiter(self._limiter_store())
         self.breaker = Breaker(self.db)
         self.counts = Counts()
@@ -68,6 +68,10 @@ class App:
     def _queue(self) -> Queue:
         if self.settings.QUEUE_CONNECTION == "sync":
             return SyncQueue(self.db, self.route, lambda: self._executor(Options(), lambda: False).execute)
+        if self.settings.QUEUE_CONNECTION == "redis" and self.settings.REDIS_URL:
+            from worker.queues.redis import RedisQueue  # its package is an extra
+
+            return RedisQueue(self.db, self.settings.REDIS_URL.get_secret_value(), self.route)
         return DatabaseQueue(self.db, self.route)
 
     def _executor(self, options: Options, stopping: Callable[[], bool], rng: random.Random | None = None) -> Executor:
@@ -104,6 +108,7 @@ class App:
     def close(self) -> None:
         """Close the connections."""
         self.limiter.close()
+        self.queue.close()
         self.db.close()
 
     def require_schema(self) -> None:

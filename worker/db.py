@@ -19,12 +19,12 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from worker.errors import Conflict, SchemaMismatch
+from worker.errors import Conflict, QueueAway, SchemaMismatch
 from worker.release import release
 from worker.telemetry import emit
 
 Connection = psycopg.Connection[DictRow]
-AWAY: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+AWAY: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, QueueAway)
 """What is raised when the server cannot be reached or has just gone; also when it says no, see `refused`."""
 
 _PASSING = ("08", "40", "53000", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05")

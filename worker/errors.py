@@ -5,6 +5,7 @@ WorkerError
 ├── SchemaMismatch            the database is older or newer than this code
 ├── NotFound                  no such account, run or task
 ├── Conflict                  the request contradicts what exists (duplicate account, wrong role, ...)
+├── QueueAway                 Redis cannot be reached, or has just gone: the work may be repeated
 └── TaskError                 how one task ends when it does not succeed
     ├── Retryable             again later, counting an attempt
     │   ├── Unreachable       ... and nothing was sent: no connection, or no time left
@@ -46,6 +47,10 @@ class NotFound(WorkerError):
 
 class Conflict(WorkerError):
     """The request contradicts what already exists."""
+
+
+class QueueAway(WorkerError):
+    """Where the tasks live cannot be reached, or has just gone; what was asked for may have happened."""
 
 
 class Interrupted(BaseException):

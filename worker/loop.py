@@ -105,6 +105,7 @@ class Loop:
         try:
             if not self._lease.start(give_up=lambda: self._signals > 0):
                 return EXIT_OK
+            self._queue.listen(options.queues, self._lease.wake.put)
             emit("worker.start", queues=",".join(options.queues), pid=os.getpid())
             reason, code = self._work(began, over)
             emit("worker.stop", reason=reason, done=self.done, failed=self.failed)

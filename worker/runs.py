@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from psycopg.errors import UniqueViolation
+from psycopg.types.json import Jsonb
 
 from worker.db import Connection, Database, fetch, fetch_one
 from worker.errors import NotFound
+from worker.queues import Queue
 from worker.telemetry import emit
 
 PRODUCTS = "products"
@@ -19,8 +21,9 @@ PRODUCTS = "products"
 class Runs:
     """The runs known here; their counts come from their tasks until they are finished."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, queue: Queue) -> None:
         self._db = db
+        self._queue = queue
 
     def start(
         self, conn: Connection, *, account: UUID, main: UUID, mains: Collection[UUID], requested_by: str
@@ -41,27 +44,28 @@ class Runs:
             row = fetch_one(conn, "run", id=id)
         if row is None:
             raise NotFound(f"there is no run {id}; `runs` lists the newest")
-        return row
+        return row | {"counts": row["counts"] or self._queue.progress(id)}
 
     def newest(self, account: UUID | None = None, limit: int = 20) -> list[dict[str, Any]]:
         """The newest runs, of an account or of all."""
         return self._db.fetch("runs", account=account, limit=limit)
 
-    def problems(self, id: UUID, limit: int = 50) -> list[dict[str, Any]]:
+    def problems(self, id: UUID, limit: int = 50) -> list[Mapping[str, Any]]:
         """Tasks of the run that failed, wait for another try or were skipped, with their reasons."""
-        return self._db.fetch("run_problems", id=id, limit=limit)
+        return self._queue.problems(id, limit)
 
     def finish(self, ids: Collection[UUID]) -> None:
         """End those of the runs that have no open task left."""
-        if ids:
-            for row in self._db.fetch("finish_run", ids=list(ids)):
-                emit(
-                    "run.finish",
-                    run=row["id"],
-                    account=row["account_id"],
-                    seconds=row["seconds"],
-                    **row["counts"],
-                )
+        if not ids:
+            return
+        going_on = self._queue.unfinished(list(ids), self._waiting())
+        for id in ids:
+            if id not in going_on:
+                for row in self._db.fetch("finish_run", id=id, counts=Jsonb(self._queue.progress(id))):
+                    emit("run.finish", run=id, account=row["account_id"], seconds=row["seconds"], **row["counts"])
+
+    def _waiting(self) -> list[UUID]:
+        return [row["id"] for row in self._db.fetch("waiting_accounts")]
 
     def finish_all(self) -> None:
         """The same for every unfinished run: what a killed worker could not do."""
@@ -70,8 +74,12 @@ class Runs:
 
     def reopen(self) -> None:
         """Have runs whose tasks were retried or un-parked be under way once more."""
+        over = [row["id"] for row in self._db.fetch("latest_runs")]
+        again = self._queue.unfinished(over, self._waiting()) if over else set()
+        if not again:
+            return
         try:
-            rows = self._db.fetch("reopen_runs")
+            rows = self._db.fetch("reopen_runs", ids=list(again))
         except UniqueViolation:  # somebody pressed the button meanwhile: the newer run goes on in its place
             return
         for row in rows:

@@ -47,10 +47,10 @@ class Settings(BaseModel):
         "DATABASE_URL leads to PgBouncer or its like. Without it workers there poll, and a killed one is noticed "
         "after 12 seconds.",
     )
-    QUEUE_CONNECTION: Literal["database", "sync"] = Field(
+    QUEUE_CONNECTION: Literal["database", "redis", "sync"] = Field(
         "database",
-        description="Where tasks live. `database`: the table `sync_queue`. `sync`: nowhere, for development: they "
-        "run at enqueue in the caller, errors surface there, and there are no workers.",
+        description="Where tasks live. `database`: the table `sync_queue`. `redis`: at REDIS_URL. `sync`: nowhere, "
+        "for development: they run at enqueue in the caller, errors surface there, and there are no workers.",
     )
     QUEUE_TOPOLOGY: Literal["single", "priority", "account"] = Field(
         "single",
@@ -61,7 +61,9 @@ class Settings(BaseModel):
         "database", description="Where the limiter's state lives; the same for all workers. `redis` needs REDIS_URL."
     )
     REDIS_URL: SecretStr | None = Field(
-        None, validate_default=True, description="`redis://…`; for LIMITER_STORE=redis."
+        None,
+        validate_default=True,
+        description="`redis://…`; for QUEUE_CONNECTION=redis (also a node of a cluster) and LIMITER_STORE=redis.",
     )
     MOYSKLAD_API_URL: str = Field(
         "https://api.moysklad.ru/api/remap/1.2", description="Base address of MoySklad's JSON API 1.2."
@@ -143,8 +145,9 @@ class Settings(BaseModel):
     @field_validator("REDIS_URL")
     @classmethod
     def _is_there_when_needed(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if value is None and info.data.get("LIMITER_STORE") == "redis":
-            raise ValueError("must be set when LIMITER_STORE is 'redis'")
+        for name in ("QUEUE_CONNECTION", "LIMITER_STORE"):
+            if value is None and info.data.get(name) == "redis":
+                raise ValueError(f"must be set when {name} is 'redis'")
         return value
 
     @field_validator("API_TOKEN")

@@ -28,6 +28,10 @@ VERBS: dict[type[Outcome], str] = {
 """The transition of each outcome, as it is called everywhere."""
 
 
+COUNTED = ("pending", "processing", "completed", "failed", "created", "updated", "unchanged", "skipped")
+"""What the progress of a run tells: tasks by status, then by result."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """One claim and how it ends."""
@@ -106,6 +110,10 @@ class Queue(ABC):
     def announce(self, worker: int, news: str) -> None:  # noqa: B027 - a driver may do without
         """Tell what woke this worker, so that its next claim may go straight there."""
 
+    def listen(self, queues: Sequence[str], wake: Callable[[str], None]) -> None:  # noqa: B027
+        """Have `wake` called, from any thread, when something was enqueued there while a worker dozes. A driver that
+        is heard of through the lease's connection need not do anything."""
+
     @abstractmethod
     def doze(self, worker: int) -> None:
         """Say that this worker is about to sleep: from now on who enqueues wakes it. Look once more after it."""
@@ -177,3 +185,18 @@ class Queue(ABC):
         In parts, while workers go on. What is being processed keeps its queue, also when it is put back: ask again
         until nothing moves. Tasks whose account is not known stay.
         """
+
+    @abstractmethod
+    def progress(self, run: UUID) -> dict[str, int]:
+        """How many of the run's tasks stand where, by the names of COUNTED."""
+
+    @abstractmethod
+    def unfinished(self, runs: Sequence[UUID], waiting: Sequence[UUID] = ()) -> set[UUID]:
+        """Those of the runs with a task that is being processed, or pending for an account not among `waiting`."""
+
+    @abstractmethod
+    def problems(self, run: UUID, limit: int = 50) -> list[Mapping[str, Any]]:
+        """Tasks of the run that failed, wait for another try or were skipped, failed ones and newest first."""
+
+    def close(self) -> None:  # noqa: B027
+        """Close what the driver has opened by itself."""

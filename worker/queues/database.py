@@ -18,7 +18,7 @@ from psycopg.rows import tuple_row
 
 from worker.db import Connection, Database, fetch, fetch_one, fetch_quick, query
 from worker.errors import NotFound
-from worker.queues.contract import VERBS, Cancelled, Effect, Ended
+from worker.queues.contract import COUNTED, VERBS, Cancelled, Effect, Ended
 from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
 from worker.queues.routing import Route, like
@@ -328,6 +328,17 @@ class DatabaseQueue(Directed):
             self._db.fetch("wake", queues=sorted(targets), always=False)
         emit("task.reroute", tasks=moved, queues=",".join(sorted(targets)))
         return moved
+
+    def progress(self, run: UUID) -> dict[str, int]:
+        counts: dict[str, int] = self._db.fetch("run_progress", run=run)[0]["counts"]
+        return {name: counts[name] for name in COUNTED}
+
+    def unfinished(self, runs: Sequence[UUID], waiting: Sequence[UUID] = ()) -> set[UUID]:
+        rows = self._db.fetch("unfinished_of_runs", runs=list(runs), waiting=list(waiting))
+        return {row["run_id"] for row in rows}
+
+    def problems(self, run: UUID, limit: int = 50) -> list[Mapping[str, Any]]:
+        return list(self._db.fetch("run_problems", run=run, limit=limit))
 
     def _sweep(self, name: str, **params: Any) -> Iterator[dict[str, Any]]:
         """Rows of a query that changes a bounded number at once, in the order of ids, until there are no more."""

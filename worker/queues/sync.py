@@ -12,7 +12,7 @@ from uuid import UUID
 
 from worker.db import Connection, Database
 from worker.errors import Permanent
-from worker.queues.contract import VERBS, Cancelled, Effect, Ended, Queue
+from worker.queues.contract import COUNTED, VERBS, Cancelled, Effect, Ended, Queue
 from worker.queues.database import _json
 from worker.queues.routing import Route
 from worker.task import Batch, Complete, Fail, NewTask, Retry, Snooze, Task
@@ -138,6 +138,15 @@ class SyncQueue(Queue):
         return 0
 
     def stats(self, *, now: datetime | None = None) -> list[dict[str, Any]]:
+        return []
+
+    def progress(self, run: UUID) -> dict[str, int]:
+        return dict.fromkeys(COUNTED, 0)
+
+    def unfinished(self, runs: Sequence[UUID], waiting: Sequence[UUID] = ()) -> set[UUID]:
+        return set()
+
+    def problems(self, run: UUID, limit: int = 50) -> list[Mapping[str, Any]]:
         return []
 
     def oldest(self, *, now: datetime | None = None) -> float | None:

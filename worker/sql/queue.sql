@@ -455,3 +455,33 @@ select id, queue, account_id, entity_type, entity_id, operation, priority, statu
        run_id, worker, result, error, error_class, history, scheduled_at, started_at, completed_at, created_at, updated_at
 from sync_queue
 where id = %(id)s;
+
+-- name: run_progress
+-- A run's tasks counted by status and by result.
+select jsonb_build_object(
+    'pending', count(*) filter (where status = 'pending'),
+    'processing', count(*) filter (where status = 'processing'),
+    'completed', count(*) filter (where status = 'completed'),
+    'failed', count(*) filter (where status = 'failed'),
+    'created', count(*) filter (where result = 'created'),
+    'updated', count(*) filter (where result = 'updated'),
+    'unchanged', count(*) filter (where result = 'unchanged'),
+    'skipped', count(*) filter (where result = 'skipped')) as counts
+from sync_queue where run_id = %(run)s;
+
+-- name: unfinished_of_runs
+-- Those of the runs that have a task under way, or one that waits for more than its account.
+select run_id from unnest(%(runs)s::uuid[]) as r (run_id)
+where exists (
+    select from sync_queue q
+    where q.run_id = r.run_id
+      and (q.status = 'processing' or q.status = 'pending' and q.account_id <> all(%(waiting)s::uuid[])));
+
+-- name: run_problems
+-- What went wrong or was left out in a run, the newest first.
+select id, queue, account_id, entity_type, entity_id, operation, priority, status, payload, attempts, max_attempts,
+       run_id, worker, result, error, error_class, history, scheduled_at, started_at, completed_at, created_at, updated_at
+from sync_queue
+where run_id = %(run)s and error is not null and (status in ('failed', 'pending') or result = 'skipped')
+order by status = 'failed' desc, updated_at desc
+limit %(limit)s;

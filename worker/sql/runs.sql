@@ -12,21 +12,8 @@ where finished_at is null and kind = %(kind)s and (account_id = %(account)s or a
 order by created_at limit 1;
 
 -- name: run
--- A run with its tasks counted by status and by result.
-select r.id, r.account_id, r.main_id, r.kind, r.requested_by, r.created_at, r.finished_at,
-       coalesce(r.counts, (
-           select jsonb_build_object(
-               'pending', count(*) filter (where status = 'pending'),
-               'processing', count(*) filter (where status = 'processing'),
-               'completed', count(*) filter (where status = 'completed'),
-               'failed', count(*) filter (where status = 'failed'),
-               'created', count(*) filter (where result = 'created'),
-               'updated', count(*) filter (where result = 'updated'),
-               'unchanged', count(*) filter (where result = 'unchanged'),
-               'skipped', count(*) filter (where result = 'skipped'))
-           from sync_queue q where q.run_id = r.id)) as counts
-from runs r
-where r.id = %(id)s;
+-- A run; its counts are there once it is finished.
+select id, account_id, main_id, kind, requested_by, created_at, finished_at, counts from runs where id = %(id)s;
 
 -- name: runs
 -- The newest runs.
@@ -36,50 +23,27 @@ where %(account)s::uuid is null or account_id = %(account)s::uuid or main_id = %
 order by created_at desc, id
 limit %(limit)s;
 
--- name: run_problems
--- What went wrong or was left out in a run, the newest first.
-select id, account_id, entity_type, entity_id, operation, status, result, attempts, error, updated_at
-from sync_queue
-where run_id = %(id)s and error is not null and (status in ('failed', 'pending') or result = 'skipped')
-order by status = 'failed' desc, updated_at desc
-limit %(limit)s;
+-- name: waiting_accounts
+-- Accounts that wait for an operator; what they have to do does not keep a run open: nobody could start another.
+select id from accounts where parked_until >= now() + interval '1 hour';
 
 -- name: finish_run
 -- Ends a run none of whose tasks is open, freezing its counts. Called after the commit that ended a
--- task: of two workers that end the last two tasks at once, the later sees no open one. What waits for an
--- operator (an account parked for long) does not keep a run open: nobody could start another.
-update runs r
-set finished_at = now(), counts = (
-    select jsonb_build_object(
-        'pending', count(*) filter (where status = 'pending'), 'processing', 0,
-        'completed', count(*) filter (where status = 'completed'),
-        'failed', count(*) filter (where status = 'failed'),
-        'created', count(*) filter (where result = 'created'),
-        'updated', count(*) filter (where result = 'updated'),
-        'unchanged', count(*) filter (where result = 'unchanged'),
-        'skipped', count(*) filter (where result = 'skipped'))
-    from sync_queue q where q.run_id = r.id)
-where r.finished_at is null and r.id = any(%(ids)s::uuid[])
-  and not exists (
-      select from sync_queue q
-      left join accounts a on a.id = q.account_id
-      where q.run_id = r.id
-        and (q.status = 'processing'
-             or q.status = 'pending' and coalesce(a.parked_until < now() + interval '1 hour', true)))
-returning r.id, r.account_id, r.counts, extract(epoch from r.finished_at - r.created_at)::float as seconds;
+-- task: of two workers that end the last two tasks at once, the later sees no open one.
+update runs set finished_at = now(), counts = %(counts)s
+where finished_at is null and id = %(id)s
+returning id, account_id, counts, extract(epoch from finished_at - created_at)::float as seconds;
+
+-- name: latest_runs
+-- Of each account and kind the newest run, if it is finished.
+select id from (
+    select distinct on (account_id, kind) id, finished_at from runs order by account_id, kind, created_at desc) latest
+where finished_at is not null;
 
 -- name: reopen_runs
--- Runs with tasks that are open again (retried, un-parked) are under way once more, unless a newer one is.
-update runs r
-set finished_at = null, counts = null
-where r.finished_at is not null
-  and exists (
-      select from sync_queue q
-      left join accounts a on a.id = q.account_id
-      where q.run_id = r.id and q.status = 'pending' and coalesce(a.parked_until < now() + interval '1 hour', true))
-  and r.id = (select latest.id from runs latest where latest.account_id = r.account_id and latest.kind = r.kind
-              order by latest.created_at desc limit 1)
-returning r.id;
+-- They are under way once more.
+update runs set finished_at = null, counts = null where finished_at is not null and id = any(%(ids)s::uuid[])
+returning id;
 
 -- name: open_runs
 -- Ids of the unfinished runs.

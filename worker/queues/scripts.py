@@ -1,0 +1,200 @@
+"""The transitions of queue.lua, run on one Redis or on the master of a cluster that has the account."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+from uuid import UUID
+
+from redis import Redis
+from redis.cluster import RedisCluster
+from redis.connection import ConnectionPool
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+
+from worker.db import sections
+from worker.errors import QueueAway
+from worker.telemetry import emit
+
+WAKE = "queue:wake"
+"""The channel on which queues are named that have something new."""
+
+_ELSEWHERE = (MovedError, ReadOnlyError)
+_AWAY = (
+    ConnectionError, TimeoutError, OSError, BusyLoadingError, ClusterDownError, MasterDownError, AskError,
+    TryAgainError, RedisClusterException, *_ELSEWHERE,
+)  # fmt: skip
+_AT_ONCE = 200
+"""Accounts that one script looks through."""
+_OPTIONS: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 10}
+
+
+class Scripts:
+    """Scripts by name. What cannot be reached raises QueueAway; then it is not known whether a script ran."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        named = sections(files("worker.queues").joinpath("queue.lua").read_text("utf-8"))
+        common = named.pop("common")
+        texts = {name: f"{common}\n{body}" for name, body in named.items()}
+        self._scripts = {name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()}
+        self._lock = threading.Lock()
+        self._one: Redis | None = None
+        self._cluster: RedisCluster | None = None
+
+    def run(self, name: str, account: UUID, *values: Any) -> Any:
+        """The script's answer for that account."""
+        (answer,) = self._all([(name, [key_of(account)], values)])
+        return answer
+
+    def run_all(self, calls: Sequence[tuple[str, UUID, Sequence[Any]]]) -> list[Any]:
+        """The answers of (script, account, values), all sent before the first is read."""
+        return self._all([(name, [key_of(account)], values) for name, account, values in calls])
+
+    def each(self, name: str, accounts: Sequence[UUID], *values: Any) -> list[bytes]:
+        """The answers, JSON lists with an element per account, of a script that looks through many accounts."""
+        size = 1 if self._connected() else _AT_ONCE
+        keys = [key_of(account) for account in accounts]
+        return self._all([(name, keys[n : n + size], values) for n in range(0, len(keys), size)])
+
+    def listen(self, asleep: threading.Event, ready: threading.Event, heard: Callable[[str], None]) -> None:
+        """Hear of queues that have something new, as long as `asleep`; `ready` is set once that is sure."""
+        client: Any = self._cluster if self._connected() else self._one
+        with client.pubsub() as channel:
+            channel.subscribe(WAKE)
+            while asleep.is_set():
+                message = channel.get_message(timeout=1)
+                if message and message["type"] == "subscribe":
+                    ready.set()
+                elif message and message["type"] == "message":
+                    heard(message["data"].decode())
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            for client in (self._one, self._cluster):
+                if client is not None:
+                    client.close()
+            self._one = self._cluster = None
+
+    def _connected(self) -> bool:
+        """Be connected; whether it is a cluster."""
+        if self._one is None:
+            try:
+                with self._lock:
+                    if self._one is None:
+                        one = Redis.from_url(self._url, retry=None, **_OPTIONS)
+                        info = one.info("cluster")
+                        if info["cluster_enabled"]:
+                            self._cluster = RedisCluster.from_url(self._url, **_OPTIONS)
+                        self._one = one
+            except _AWAY as error:
+                raise QueueAway(f"Redis is away: {error}") from error
+        return self._cluster is not None
+
+    def _all(self, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
+        self._connected()
+        answers: list[Any] = [None] * len(calls)
+        left = range(len(calls))
+        for attempt in range(20):
+            parts: dict[ConnectionPool, list[int]] = defaultdict(list)
+            for n in left:
+                parts[self._pool(calls[n][1][0])].append(n)
+            for pool, numbers in parts.items():
+                for n, answer in zip(numbers, self._send(pool, [calls[n] for n in numbers]), strict=True):
+                    answers[n] = answer
+            left = [n for n in left if isinstance(answers[n], _ELSEWHERE)]  # type: ignore[assignment]
+            if not left:
+                break
+            self._refresh()
+            time.sleep(0.01 * attempt)
+        for answer in answers:
+            if isinstance(answer, _AWAY):
+                self._refresh()
+                raise QueueAway(f"Redis is away: {answer}") from answer
+            if isinstance(answer, RedisError):
+                raise answer
+        return answers
+
+    def _send(self, pool: ConnectionPool, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
+        answers = self._exchange(
+            pool, [("EVALSHA", self._scripts[name][0], len(keys), *keys, *values) for name, keys, values in calls]
+        )
+        unknown = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:
+            whole = [("EVAL", self._scripts[calls[n][0]][1], len(calls[n][1]), *calls[n][1], *calls[n][2])
+                     for n in unknown]  # fmt: skip
+            for n, answer in zip(unknown, self._exchange(pool, whole), strict=True):
+                answers[n] = answer
+        return answers
+
+    def _exchange(self, pool: ConnectionPool, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What the server says to each, errors of its own included; without the client's own repetitions, since most
+        transitions may not be repeated blindly."""
+        try:
+            connection: Any = pool.get_connection()
+        except _AWAY as error:
+            self._refresh()
+            raise QueueAway(f"Redis is away: {error}") from error
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [_read(connection) for _ in commands]
+        except BaseException as error:
+            connection.disconnect()
+            if isinstance(error, _AWAY):
+                self._refresh()
+                raise QueueAway(f"Redis is away: {error}") from error
+            raise
+        finally:
+            pool.release(connection)
+
+    def _pool(self, key: str) -> ConnectionPool:
+        if self._cluster is None:
+            assert self._one is not None
+            return self._one.connection_pool
+        try:
+            node = self._cluster.nodes_manager.get_node_from_slot(key_slot(key.encode()))
+            client = self._cluster.get_redis_connection(node)
+        except _AWAY as error:
+            self._refresh()
+            raise QueueAway(f"Redis is away: {error}") from error
+        return client.connection_pool
+
+    def _refresh(self) -> None:
+        """Ask a cluster anew who has what."""
+        if self._cluster is not None:
+            try:
+                self._cluster.nodes_manager.initialize()
+            except _AWAY as error:
+                emit("redis.wait", level="warning", reason=str(error))
+
+
+def key_of(account: UUID) -> str:
+    """What an account's keys begin with: the braces keep them in one slot of a cluster."""
+    return f"queue:{{{account}}}"
+
+
+def _read(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error

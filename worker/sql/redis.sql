@@ -1,0 +1,88 @@
+-- name: number_accounts
+-- Numbers for accounts that have none; of all that were asked for.
+with added as (
+    insert into queue_accounts (account_id) select distinct unnest(%(accounts)s::uuid[])
+    on conflict do nothing returning account_id, number
+)
+select account_id, number from added
+union all
+select account_id, number from queue_accounts where account_id = any(%(accounts)s::uuid[]);
+
+-- name: gates
+-- Accounts this process does not know yet (behind %(known)s), and those that are parked or served by few at once.
+select q.number, q.account_id, a.concurrency, coalesce(a.parked_until > coalesce(%(now)s, now()), false) as parked
+from queue_accounts q
+left join accounts a on a.id = q.account_id
+where q.number > %(known)s or a.concurrency is not null or a.parked_until > coalesce(%(now)s, now());
+
+-- name: claim_settlements
+-- Writes the ends of these claims, but where an end of them stands; as they stand then. The lock keeps rescues of the
+-- worker away until the transaction is over.
+with locked as (
+    select pg_advisory_xact_lock(hashtextextended('settle:' || %(worker)s::text, 0))
+), added as (
+    insert into queue_settlements (worker, task, attempts, account_id, outcome)
+    select %(worker)s, task, attempts, account_id, outcome
+    from locked, unnest(%(tasks)s::bigint[], %(attempts)s::integer[], %(accounts)s::uuid[], %(outcomes)s::jsonb[])
+        as c (task, attempts, account_id, outcome)
+    on conflict do nothing
+    returning task
+)
+select task from added;
+
+-- name: rescue_settlements
+-- Takes claims away from a dead worker, those whose end does not stand; null where an end is just being written.
+with locked as materialized (
+    select pg_try_advisory_xact_lock(hashtextextended('settle:' || %(worker)s::text, 0)) as free
+), added as (
+    insert into queue_settlements (worker, task, attempts, account_id)
+    select %(worker)s, task, attempts, account_id
+    from locked, unnest(%(tasks)s::bigint[], %(attempts)s::integer[], %(accounts)s::uuid[])
+        as c (task, attempts, account_id)
+    where free
+    on conflict do nothing
+    returning task
+)
+select free, (select count(*) from added) as taken from locked;
+
+-- name: settlements
+-- How claims of a worker ended.
+select task, attempts, account_id, outcome from queue_settlements where worker = %(worker)s order by task;
+
+-- name: forget_settlements
+-- Redis has them now; all of a worker's, or these.
+delete from queue_settlements
+where worker = %(worker)s and (%(tasks)s::bigint[] is null or task = any(%(tasks)s::bigint[]));
+
+-- name: unregistered_settlers
+-- Workers that are gone, whose ends stand.
+select distinct worker from queue_settlements s where not exists (select from workers w where w.id = s.worker);
+
+-- name: worker_ids
+-- All that are registered.
+select id from workers;
+
+-- name: worker_host
+-- Where a worker runs.
+select host from workers where id = %(worker)s;
+
+-- name: copy_outbox
+-- Tasks of the caller's transaction.
+copy queue_outbox (account_id, entity_type, entity_id, operation, run_id, task) from stdin;
+
+-- name: in_outbox
+-- Which of these things to do wait there, as this transaction sees it.
+select distinct o.account_id, o.entity_type, o.entity_id, o.operation
+from unnest(%(account_id)s::uuid[], %(entity_type)s::text[], %(entity_id)s::text[], %(operation)s::text[])
+    as t (account_id, entity_type, entity_id, operation)
+join queue_outbox o using (account_id, entity_type, entity_id, operation);
+
+-- name: take_outbox
+-- The next to be sent to Redis; they go with this transaction, which commits when Redis has them.
+delete from queue_outbox
+where n = any(array(select n from queue_outbox order by n limit %(limit)s for update skip locked))
+returning n, account_id, task;
+
+-- name: outbox_runs
+-- How many tasks of these runs are on their way.
+select run_id, count(*) as tasks from queue_outbox where run_id = any(%(runs)s::uuid[]) group by run_id;
