@@ -16,8 +16,8 @@ import pytest
 from worker.app import App
 from worker.db import Database, patiently
 from worker.queues import DatabaseQueue
-from worker.queues.lanes import Lane
-from worker.task import NewTask, SyncGoods
+from worker.queues.lanes import AGEING, Lane
+from worker.task import Batch, Complete, NewTask, Priority, SyncGoods
 
 MAIN, CHILD = UUID(int=1), UUID(int=2)
 
@@ -178,3 +178,78 @@ def test_news_of_a_lane_open_no_closed_one(app: App, closed: str) -> None:
     batch = queue.claim(["*"], 7, limit=9)
     assert batch is not None
     assert [task.entity_id for task in batch.tasks] == ["1"]
+
+
+def test_a_low_rank_waits_a_bounded_time(app: App) -> None:
+    """While the highest rank never ends, one claim in AGEING serves a lower one, each of those in its turn."""
+    queue = DatabaseQueue(app.db, lambda *_: "default")
+    for rank in (Priority.USER, Priority.WEBHOOK, Priority.BACKGROUND):
+        queue.enqueue(
+            NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id=f"{rank} {n}", priority=rank)
+            for n in range(60)
+        )
+
+    served = []
+    for _ in range(4 * AGEING):
+        batch = queue.claim(["*"], 7, limit=1)
+        assert batch is not None
+        served.append(batch.first.priority)
+
+    lower = [(n, rank) for n, rank in enumerate(served, 1) if rank != Priority.USER]
+    assert [n for n, _ in lower] == [AGEING, 2 * AGEING, 3 * AGEING, 4 * AGEING]
+    assert {rank for _, rank in lower} == {Priority.WEBHOOK, Priority.BACKGROUND}
+
+
+def test_no_more_workers_than_an_account_allows(app: App) -> None:
+    """Of eight that claim at once, and again and again, two hold tasks of an account whose ceiling is two; each of
+    those may claim more; another account is nobody's to wait for; when one has ended, a third comes in."""
+    queue = DatabaseQueue(app.db, lambda *_: "default")
+    other = UUID(int=3)
+    for id in (CHILD, other):
+        app.accounts.add(id, str(id), "child", "solution", "token")
+    app.accounts.set_concurrency(CHILD, 2)
+    queue.enqueue(goods(*map(str, range(100))))
+    holding: dict[int, list[Batch]] = {}
+    start = threading.Barrier(8)
+
+    def claim(worker: int) -> None:
+        mine = DatabaseQueue(app.db, lambda *_: "default")
+        start.wait(30)
+        holding[worker] = [batch for _ in range(3) if (batch := mine.claim(["*"], worker, limit=2))]
+
+    threads = [threading.Thread(target=claim, args=[worker]) for worker in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    holders = [worker for worker, batches in holding.items() if batches]
+    assert len(holders) == 2
+    assert all(len(holding[worker]) == 3 for worker in holders)
+
+    assert queue.claim(["*"], 99) is None
+    queue.enqueue([NewTask(other, "product", "sync", SyncGoods(MAIN))])
+    beside = queue.claim(["*"], 99)
+    assert beside is not None
+    assert beside.first.account_id == other
+    queue.complete([(task, Complete("done")) for batch in holding[holders[0]] for task in batch.tasks])
+    third = queue.claim(["*"], 100)
+    assert third is not None
+    assert third.first.account_id == CHILD
+
+
+def test_a_paused_queue_is_left_alone_until_its_time(app: App) -> None:
+    """Also by a worker that knew its lanes before the pause; other queues go on; when the time is over, it does."""
+    queue = DatabaseQueue(app.db, lambda _, account: "one" if account == CHILD else "two")
+    queue.enqueue(goods("1", "2", "3"))
+    queue.enqueue([NewTask(MAIN, "product", "sync", SyncGoods(MAIN))])
+    assert queue.claim(["one", "two"], 7, limit=1)
+    until = datetime.now(UTC) + timedelta(hours=1)
+    app.pauses.pause("on*", until, "stocktaking")
+
+    batch = queue.claim(["one", "two"], 7, limit=1)
+    assert batch is not None
+    assert batch.first.queue == "two"
+    assert queue.claim(["one", "two"], 7) is None
+    later = queue.claim(["one", "two"], 7, limit=9, now=until + timedelta(seconds=1))
+    assert later is not None
+    assert [task.entity_id for task in later.tasks] == ["2", "3"]
