@@ -1,0 +1,297 @@
+"""What only the driver `redis` has to care for: two servers that must not disagree, restarts, a cluster's losses.
+
+Deaths are at points between the steps of a transition: what the dead one did, it did; the rest never came.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests import redis_servers
+from tests.redis_servers import RedisServer
+from tests.worker.test_queue import eventually
+from worker.db import Connection, Database, fetch_one
+from worker.errors import QueueAway
+from worker.queues import Ended
+from worker.queues.redis import RedisQueue
+from worker.settings import Settings
+from worker.task import Batch, Complete, NewTask, Outcome, Retry, SyncGoods, Task
+
+A, MAIN = UUID(int=1), UUID(int=99)
+
+
+class Death(BaseException):
+    """A kill -9, as far as the other side can tell."""
+
+
+class Mortal(RedisQueue):
+    """Dies before the step named in `dies`; says QueueAway instead where that is in `away`."""
+
+    dies = ""
+    away = ""
+
+    def _point(self, name: str) -> None:
+        if self.dies == name:
+            raise Death
+        if self.away == name:
+            self.away = ""
+            raise QueueAway("Redis is away: test")
+
+    def _apply(self, worker: int, claims: Sequence[Any], now: datetime | None) -> Counter[str]:
+        self._point("apply")
+        return super()._apply(worker, claims, now)
+
+    def _relay(self) -> None:
+        self._point("relay")
+        super()._relay()
+
+
+def good(entity: str, account: UUID = A, **fields: Any) -> NewTask:
+    """A task."""
+    return NewTask(account, "product", "sync", SyncGoods(MAIN), entity_id=entity, **fields)
+
+
+class Stand:
+    """PostgreSQL, a Redis, and queues on both."""
+
+    def __init__(self, db: Database, url: str) -> None:
+        self.db, self.url = db, url
+        self.queue = self.another()
+        with db.connection() as conn:
+            conn.execute("create table effects (worker bigint, task bigint)")
+
+    def another(self) -> Mortal:
+        """A queue as another process has it."""
+        return Mortal(self.db, self.url, lambda *_: "default")
+
+    def live(self) -> int:
+        """A worker that is registered and holds no session: dead as soon as somebody looks."""
+        with self.db.connection() as conn:
+            row = fetch_one(
+                conn, "register_worker",
+                host="here", pid=1, name="", queues=["*"], listens=["%"], release="test", lease=-1,
+            )  # fmt: skip
+        assert row
+        return int(row["id"])
+
+    def claim(self, worker: int, queue: RedisQueue | None = None) -> list[Task]:
+        """What it gets."""
+        batch = (queue or self.queue).claim(["*"], worker, limit=100)
+        return list(batch.tasks) if isinstance(batch, Batch) else []
+
+    def settle(self, tasks: list[Task], outcome: Outcome, queue: RedisQueue | None = None) -> Counter[str]:
+        """End them with an effect that names who had it."""
+
+        def effect(conn: Connection, owned: set[int]) -> None:
+            for id in owned:
+                conn.execute("insert into effects values (%s, %s)", [tasks[0].worker, id])
+
+        return (queue or self.queue).settle([Ended(task, outcome) for task in tasks], effect)
+
+    def effects(self) -> list[int]:
+        """Which tasks have left their effect, once for each time."""
+        with self.db.connection() as conn:
+            return sorted(row["task"] for row in conn.execute("select task from effects").fetchall())
+
+    def standing(self) -> dict[str, int]:
+        """Tasks by status."""
+        counts: Counter[str] = Counter()
+        for row in self.queue.stats():
+            counts[row["status"]] += row["tasks"]
+        return dict(counts)
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[Database]:
+    """This test's database."""
+    db = Database(settings.DATABASE_URL.get_secret_value(), size=8)
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def stand(db: Database, redis_server: RedisServer) -> Iterator[Stand]:
+    """On an empty Redis."""
+    redis_server.ask("FLUSHALL")
+    stand = Stand(db, redis_server.url)
+    yield stand
+    stand.queue.close()
+
+
+def test_what_was_committed_before_a_death_is_how_the_task_ended(stand: Stand) -> None:
+    """Dead between PostgreSQL's commit and Redis: a rescue ends the tasks as committed; nobody does them again."""
+    worker = stand.live()
+    stand.queue.enqueue([good("x"), good("y")])
+    tasks = stand.claim(worker)
+    stand.queue.dies = "apply"
+    with pytest.raises(Death):
+        stand.settle(tasks, Complete("updated"))
+    assert stand.standing() == {"processing": 2}
+
+    assert stand.another().rescue() == 0
+
+    assert stand.standing() == {"completed": 2}
+    assert stand.effects() == sorted(task.id for task in tasks)
+    assert stand.db.fetch("settlements", worker=worker) == []
+
+
+def test_a_retry_committed_before_a_death_is_a_retry(stand: Stand) -> None:
+    """Whatever the outcome: its delay, its error and the attempt are as committed, no death is counted."""
+    worker = stand.live()
+    stand.queue.enqueue([good("x")])
+    tasks = stand.claim(worker)
+    stand.queue.dies = "apply"
+    with pytest.raises(Death):
+        stand.settle(tasks, Retry("broken", 500, "Retryable"))
+
+    stand.another().rescue()
+
+    (row,) = stand.queue.peek("pending")
+    assert (row["attempts"], row["error"], row["error_class"], row["rescues"]) == (1, "broken", "Retryable", 0)
+
+
+def test_a_death_before_the_commit_leaves_no_effect(stand: Stand) -> None:
+    """The task goes to another worker, and has one effect in the end."""
+    worker = stand.live()
+    stand.queue.enqueue([good("x")])
+    tasks = stand.claim(worker)
+
+    def effect(conn: Connection, owned: set[int]) -> None:
+        conn.execute("insert into effects values (1, 1)")
+        raise Death
+
+    with pytest.raises(Death):
+        stand.queue.settle([Ended(tasks[0], Complete("updated"))], effect)
+    other = stand.another()
+    assert other.rescue() == 1
+    again = stand.claim(7, other)
+
+    assert stand.settle(again, Complete("updated"), other)["complete"] == 1
+
+    assert stand.effects() == [tasks[0].id]
+    assert stand.standing() == {"completed": 1}
+
+
+def test_a_worker_given_up_for_dead_has_no_effect(stand: Stand) -> None:
+    """It lives on and ends what was rescued from it: nothing is written, in neither server."""
+    worker = stand.live()
+    stand.queue.enqueue([good("x")])
+    tasks = stand.claim(worker)
+    assert stand.another().rescue() == 1
+
+    assert stand.settle(tasks, Complete("updated")) == {"lost": 1}
+
+    assert stand.effects() == []
+    assert stand.standing() == {"pending": 1}
+
+
+def test_an_end_that_redis_did_not_hear_of_is_told_again(stand: Stand) -> None:
+    """Redis is away between commit and end; the worker repeats the whole, and its effect is not."""
+    stand.queue.enqueue([good("x")])
+    tasks = stand.claim(7)
+    stand.queue.away = "apply"
+    with pytest.raises(QueueAway):
+        stand.settle(tasks, Complete("updated"))
+
+    assert stand.settle(tasks, Complete("updated")) == {"complete": 1, "lost": 0}
+
+    assert stand.effects() == [tasks[0].id]
+    assert stand.standing() == {"completed": 1}
+
+
+def test_a_producer_that_dies_after_its_commit_has_enqueued(stand: Stand) -> None:
+    """What was committed arrives with the next worker's tidy; until then its run is not over."""
+    run = uuid4()
+    stand.queue.dies = "relay"
+
+    def produce() -> None:
+        with stand.db.transaction() as conn:
+            stand.queue.enqueue([good("x", run_id=run)], within=conn)
+
+    with pytest.raises(Death):
+        produce()
+    other = stand.another()
+    assert other.unfinished([run]) == {run}
+    assert other.progress(run)["pending"] == 1
+
+    other.rescue()
+
+    assert other.unfinished([run]) == {run}
+    assert [task.entity_id for task in stand.claim(7, other)] == ["x"]
+
+
+def test_what_redis_got_twice_is_there_once(stand: Stand) -> None:
+    """A death between Redis and the outbox's commit: sent again, even what is already done is not done again."""
+    stand.queue.dies = "relay"
+    with pytest.raises(Death), stand.db.transaction() as conn:
+        stand.queue.enqueue([good("x")], within=conn)
+    other = stand.another()
+    with stand.db.connection() as conn:
+        (note,) = conn.execute("select n, account_id, task from queue_outbox").fetchall()
+    other._number([note["account_id"]])
+    other._scripts.run("enqueue", A, "", f"[{note['task']}]", f'["{note["n"]}"]')
+    tasks = stand.claim(7, other)
+    stand.settle(tasks, Complete("updated"), other)
+
+    other.rescue()
+
+    assert stand.standing() == {"completed": 1}
+    with stand.db.connection() as conn:
+        assert conn.execute("select from queue_outbox").fetchall() == []
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_redis_comes_back_with_everything(db: Database, fsync: str) -> None:
+    """Killed and started again on its append-only file: each task as it was, and work goes on."""
+    with redis_servers.one("--appendonly", "yes", "--appendfsync", fsync) as server:
+        stand = Stand(db, server.url)
+        stand.queue.enqueue(good(str(n)) for n in range(50))
+        batch = stand.queue.claim(["*"], 7, limit=10)
+        assert batch
+        stand.settle(list(batch.tasks[:5]), Complete("updated"))
+        before = [stand.queue.peek(status) for status in ("pending", "processing", "completed")]
+
+        server.kill()
+        with pytest.raises(QueueAway):
+            stand.queue.claim(["*"], 8)
+        server.start()
+
+        assert [stand.queue.peek(status) for status in ("pending", "processing", "completed")] == before
+        assert stand.settle(list(batch.tasks[5:]), Complete("updated"))["complete"] == 5
+        assert len(stand.claim(8)) == 40
+        stand.queue.close()
+
+
+def test_a_cluster_goes_on_without_a_master(db: Database) -> None:
+    """Its replica takes over: what it had heard of is there, and the accounts of the others were never away."""
+    with redis_servers.cluster(3, replicas=1) as servers, ExitStack() as closing:
+        stand = Stand(db, servers[1].url)
+        closing.callback(stand.queue.close)
+        accounts = [UUID(int=n) for n in range(1, 31)]
+        stand.queue.enqueue(good("x", account) for account in accounts)
+        for server in servers[:3]:
+            server.ask("WAIT", 1, 5000)
+
+        servers[0].kill()
+
+        taken: set[UUID] = set()
+
+        def work() -> bool:
+            try:
+                for task in stand.claim(7):
+                    taken.add(task.account_id)
+                    stand.queue.complete([(task, Complete("done"))])
+            except QueueAway:
+                time.sleep(0.1)
+            return len(taken) == len(accounts)
+
+        assert eventually(work)
+        assert taken == set(accounts)
