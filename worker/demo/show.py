@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as stdlib_json
+import os
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ def run(*, products: int, children: int, workers: int, latency_ms: int, again: b
         children=children,
         workers=workers,
         latency_ms=latency_ms,
+        env={name: os.environ[name] for name in ("QUEUE_CONNECTION", "LIMITER_STORE", "REDIS_URL") if name in os.environ},
         port=8080 if wait else 0,  # an address to remember, where somebody will look at the page
         tell=lambda what: console.print(f"  starting {what}"),
     )

@@ -43,6 +43,8 @@ _AWAY = (
     ConnectionError, TimeoutError, OSError, BusyLoadingError, ClusterDownError, MasterDownError, AskError,
     TryAgainError, RedisClusterException, *_ELSEWHERE,
 )  # fmt: skip
+_ALONE = ("enqueue_one",)
+"""Scripts that do without the common part."""
 _AT_ONCE = 200
 """Accounts that one script looks through."""
 _OPTIONS: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 10}
@@ -55,7 +57,7 @@ class Scripts:
         self._url = url
         named = sections(files("worker.queues").joinpath("queue.lua").read_text("utf-8"))
         common = named.pop("common")
-        texts = {name: f"{common}\n{body}" for name, body in named.items()}
+        texts = {name: body if name in _ALONE else f"{common}\n{body}" for name, body in named.items()}
         self._scripts = {name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()}
         self._lock = threading.Lock()
         self._one: Redis | None = None
