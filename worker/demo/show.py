@@ -18,6 +18,9 @@ from rich.text import Text
 
 from worker.demo.stage import Stage, peak_rss_mb
 
+_PLACES = ("QUEUE_CONNECTION", "LIMITER_STORE", "REDIS_URL")
+"""Settings that the demo takes from the environment."""
+
 _GIVE_UP = 1800.0
 
 
@@ -31,7 +34,7 @@ def run(*, products: int, children: int, workers: int, latency_ms: int, again: b
         children=children,
         workers=workers,
         latency_ms=latency_ms,
-        env={name: os.environ[name] for name in ("QUEUE_CONNECTION", "LIMITER_STORE", "REDIS_URL") if name in os.environ},
+        env={name: os.environ[name] for name in _PLACES if name in os.environ},
         port=8080 if wait else 0,  # an address to remember, where somebody will look at the page
         tell=lambda what: console.print(f"  starting {what}"),
     )
