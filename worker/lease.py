@@ -26,7 +26,7 @@ from worker.telemetry import emit
 
 _WATCH = 1.0
 """Seconds between two calls of `watch`."""
-_LOOK = 1.6
+_LOOK = 1.8
 """Seconds between two looks whether another worker has died."""
 _POOLED = 12.0
 """Seconds a lease lasts at most where nothing else tells of a death."""
@@ -126,19 +126,17 @@ class Lease:
         while not self._over.is_set():
             select.select([conn.fileno(), self._nudged.fileno()], [], [], self._pause(min(beat, look)))
             self._watch()
-            if time.monotonic() >= beat:
-                alive = fetch_one(conn, "heartbeat", **self._beat())
-                if alive is None:
-                    self._register(conn)
-                elif alive["restart"]:
-                    self._restart()
-                self._count(conn)
-                beat = time.monotonic() + self._seconds / 3
-            if time.monotonic() >= look:
-                if fetch(conn, "lock_dead_workers", lock_class=LOCK_CLASS, now=None):
-                    self.dead = True
-                    self.wake.put("dead")
-                look = time.monotonic() + _LOOK
+            now = time.monotonic()
+            if now >= look:
+                with conn.transaction():  # one for both, where a heartbeat is due before the next look
+                    self._look(conn)
+                    if now + _LOOK > beat:
+                        self._heartbeat(conn)
+                        beat = now + self._seconds / 3
+                look = now + _LOOK
+            elif now >= beat:
+                self._heartbeat(conn)
+                beat = now + self._seconds / 3
             heard = list(conn.notifies(timeout=0))
             if any(note.channel == "workers" for note in heard):
                 beat = 0.0
@@ -147,6 +145,19 @@ class Lease:
                     self.wake.put(note.payload)
         self._count(conn)
         fetch(conn, "unregister_worker", worker=self.worker)
+
+    def _look(self, conn: Connection) -> None:
+        if fetch(conn, "lock_dead_workers", lock_class=LOCK_CLASS, now=None):
+            self.dead = True
+            self.wake.put("dead")
+
+    def _heartbeat(self, conn: Connection) -> None:
+        alive = fetch_one(conn, "heartbeat", **self._beat())
+        if alive is None:
+            self._register(conn)
+        elif alive["restart"]:
+            self._restart()
+        self._count(conn)
 
     @staticmethod
     def _pause(until: float) -> float:
