@@ -19,12 +19,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from redis import Redis
 
 from worker.accounts import Accounts
 from worker.db import Connection, Database, fetch, fetch_one
 from worker.queues import DatabaseQueue, Ended, Queue
 from worker.queues.database import LOCK_CLASS, MAX_RESCUES
 from worker.queues.lanes import AGEING
+from worker.queues.redis import RedisQueue
 from worker.queues.routing import listens
 from worker.settings import Settings
 from worker.task import Complete, Fail, NewTask, Outcome, Prepare, Release, Retry, Snooze, SyncGoods, Task
@@ -319,10 +321,28 @@ class Rig:
         """Give everything back."""
         for conn in self._sessions.values():
             conn.close()
+        self.queue.close()
         self.db.close()
 
 
-RIGS: dict[str, Callable[[Settings], Rig]] = {"database": Rig}
+class RedisRig(Rig):
+    """The driver `redis`."""
+
+    url = ""
+
+    def driver(self) -> Queue:
+        return RedisQueue(self.db, self.url, self.route, clock=lambda: self.clock)
+
+    def empty(self) -> None:
+        self.queue.close()
+        super().empty()
+        with Redis.from_url(self.url) as redis:
+            redis.flushall()
+        with self.db.connection() as conn:
+            conn.execute("delete from queue_settlements; delete from queue_outbox")
+
+
+RIGS: dict[str, Callable[[Settings], Rig]] = {"database": Rig, "redis": RedisRig}
 
 wishes = st.lists(
     st.tuples(
@@ -653,6 +673,9 @@ def _told(row: Any) -> tuple[Any, ...]:
 def rig(request: pytest.FixtureRequest, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """Each driver, with bulks that begin at four tasks."""
     monkeypatch.setattr("worker.queues.database._BULK", 3)
+    if request.param == "redis":
+        monkeypatch.setattr("worker.queues.redis._SWEEP", 0)
+        monkeypatch.setattr(RedisRig, "url", request.getfixturevalue("redis_server").url)
     rig = RIGS[request.param](settings)
     yield rig
     rig.close()

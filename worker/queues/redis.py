@@ -92,7 +92,7 @@ class RedisQueue(Directed):
                 rows.setdefault(task.account_id, {})[task.entity_type, task.entity_id, task.operation] = [
                     queue, task.entity_type, task.entity_id, task.operation, task.priority, _json(task.payload),
                     str(task.run_id) if task.run_id else "", task.max_attempts or 0,
-                    _micro(task.scheduled_at) if task.scheduled_at else 0,
+                    _micro(at) if (at := task.scheduled_at or (now if within else None)) else 0,
                 ]  # fmt: skip
             if within is not None:
                 added += self._note(within, rows)
