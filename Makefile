@@ -24,7 +24,7 @@ TEST_SCENARIOS ?=
 
 test: venv lint  ## Everything
 	@bin/browser
-	@bin/redis
+	@bin/servers
 	@"$(BIN)/python" -m pytest $(ARGS)
 	@$(if $(ARGS),,$(if $(TEST_SCENARIOS),bin/molecule --if-possible $(TEST_SCENARIOS)))
 
