@@ -100,7 +100,7 @@ class Stage:
             "MOYSKLAD_API_URL": f"{self.simulator}/api/remap/1.2",
             "APP_KEY": Fernet.generate_key().decode(),
             "LOG_DIR": self.folder / "logs",
-            "API_PORT": _free_port(self._port),
+            "API_PORT": self._stack.enter_context(reserve(self._port)).getsockname()[1],
             "API_TOKEN": self.token,
             **self._env_more,
         }
@@ -227,11 +227,21 @@ def cpu_seconds(pid: int) -> float:
     return 0.0
 
 
-def _free_port(preferred: int) -> int:
+def reserve(preferred: int) -> socket.socket:
+    """Holds that port, or any when it is taken, for a server that will listen on it; closed, it is free again.
+
+    Linux lets two sockets have one address while one of them at most listens and both allow its reuse.
+    We allow it after binding only, as a server does before: so it may have the port, another stage not.
+    """
     for port in (preferred, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
+        held = socket.socket()
+        try:
+            held.bind(("127.0.0.1", port))
+        except OSError:
+            held.close()
+        else:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return held
     raise OSError("no free port")
 
 
@@ -255,4 +265,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-__all__ = ["Stage", "cpu_seconds", "peak_rss_mb"]
+__all__ = ["Stage", "cpu_seconds", "peak_rss_mb", "reserve"]
