@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.pq import ExecStatus
 
 from worker import db
 from worker.settings import Settings
@@ -142,3 +144,36 @@ def test_a_first_migrate_asks_nobody(new: Release, empty_database_url: str) -> N
     assert (told.returncode, done.returncode) == (0, 0), told.stderr + done.stderr
     assert told.stdout.count("would apply ") == done.stdout.count("applied ") == LATEST + 2
     assert new.call("check").returncode == 0
+
+
+TYPES = {"claim_settlements": [20], "rescue_settlements": [20], "tick": [1184]}
+"""Where PostgreSQL cannot tell the first parameter's type (bigint, timestamptz) unless psycopg says it."""
+
+
+def test_statements_already_prepared_survive_columns_that_a_later_release_adds(database_url: str) -> None:
+    """No statement of ours has a result that a new column changes: PostgreSQL would refuse it from then on in every
+    session of an old worker that has prepared it ("cached plan must not change result type")."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        ours = []
+        for name in sorted(db._queries(), key=lambda name: "create temporary" not in db.query(name)):
+            if "create temporary" in db.query(name):
+                conn.execute(db.query(name).replace("on commit drop", ""))
+                continue
+            if name == "create_schema_migrations":  # several commands: nothing prepares those
+                continue
+            answer = conn.pgconn.prepare(name.encode(), db._statement(name).sql, TYPES.get(name))
+            assert answer.status == ExecStatus.COMMAND_OK, (name, answer.error_message.decode())
+            ours.append(name)
+        conn.pgconn.prepare(b"careless", b"select * from sync_queue")
+        tables = conn.execute("select tablename from pg_tables where schemaname = 'public'").fetchall()
+        assert len(tables) > 5
+        for table in tables:
+            conn.execute(
+                sql.SQL("alter table {} add column of_a_later_release text").format(sql.Identifier(table[0]))
+            )
+        refused = {
+            name: answer.error_message.decode()
+            for name in [*ours, "careless"]
+            if (answer := conn.pgconn.describe_prepared(name.encode())).status != ExecStatus.COMMAND_OK
+        }
+        assert list(refused) == ["careless"], refused
