@@ -19,8 +19,9 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 demo: venv  ## A catalogue of 1,000 goods arrives in three child accounts, before your eyes
 	@"$(BIN)/moysklad-worker" demo $(ARGS)
 
-# Scenarios that `make test` runs too, none yet: only `single` has been seen green as a whole. `make molecule` runs all.
-TEST_SCENARIOS ?=
+# Scenarios that `make test` runs too: both families from bare to busy, and deploys under load with every way one can fail.
+# `make molecule` runs all.
+TEST_SCENARIOS ?= single rolling
 
 test: venv lint  ## Everything
 	@bin/browser
