@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -134,6 +135,12 @@ def encode(payload: Payload) -> dict[str, Any]:
         if value != item.default:
             encoded[item.name] = _encode(value)
     return encoded
+
+
+@lru_cache(maxsize=4096)
+def to_json(payload: Payload) -> str:
+    """`encode` as text; remembered, since many tasks share one payload."""
+    return json.dumps(encode(payload), ensure_ascii=False)
 
 
 def _encode(value: Any) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 from uuid import UUID
@@ -22,7 +20,7 @@ from worker.queues.contract import COUNTED, VERBS, Cancelled, Effect, Ended
 from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
 from worker.queues.routing import Route, like
-from worker.task import NewTask, Outcome, Payload, Task, encode
+from worker.task import NewTask, Outcome, Payload, Task, to_json
 from worker.telemetry import emit
 
 LOCK_CLASS = 0x6D73
@@ -83,7 +81,7 @@ class DatabaseQueue(Directed):
                 entity_id=task.entity_id,
                 operation=task.operation,
                 priority=str(task.priority),
-                payload=_json(task.payload),
+                payload=to_json(task.payload),
                 run_id=_text_or_null(task.run_id),
                 max_attempts=_text_or_null(task.max_attempts),
                 scheduled_at=_text_or_null(task.scheduled_at),
@@ -102,7 +100,7 @@ class DatabaseQueue(Directed):
                 task.entity_id,
                 task.operation,
                 task.priority,
-                _json(task.payload),
+                to_json(task.payload),
                 task.run_id,
                 task.max_attempts,
                 task.scheduled_at,
@@ -404,11 +402,6 @@ def _tuples(conn: Connection, name: str, params: Mapping[str, Any]) -> list[tupl
         return cursor.execute(query(name), params).fetchall()
 
 
-@lru_cache(maxsize=4096)
-def _json(payload: Payload) -> str:
-    return json.dumps(encode(payload), ensure_ascii=False)
-
-
 def _text_or_null(value: object) -> str | None:
     return None if value is None else str(value)
 
@@ -455,7 +448,7 @@ class _Lines:
         at = task.scheduled_at
         ready = at is None or (self._now is not None and at <= self._now)
         return (
-            f"\t{task.operation}\t{task.priority}\t{_text(_json(task.payload))}\t{task.run_id or NULL}"
+            f"\t{task.operation}\t{task.priority}\t{_text(to_json(task.payload))}\t{task.run_id or NULL}"
             f"\t{NULL if task.max_attempts is None else task.max_attempts}\t{at or self._now or 'now'}\t{ready}\n"
         )
 

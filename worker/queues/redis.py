@@ -26,7 +26,7 @@ from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
 from worker.queues.routing import Route, listens
 from worker.queues.scripts import Scripts
-from worker.task import Complete, Fail, NewTask, Outcome, Payload, Retry, Snooze, Task, encode
+from worker.task import Complete, Fail, NewTask, Outcome, Retry, Snooze, Task, to_json
 from worker.telemetry import emit
 
 PLACES = 10**10
@@ -90,7 +90,7 @@ class RedisQueue(Directed):
                 queue = self._route(task.entity_type, task.account_id)
                 queues.add(queue)
                 rows.setdefault(task.account_id, {})[task.entity_type, task.entity_id, task.operation] = [
-                    queue, task.entity_type, task.entity_id, task.operation, task.priority, _json(task.payload),
+                    queue, task.entity_type, task.entity_id, task.operation, task.priority, to_json(task.payload),
                     str(task.run_id) if task.run_id else "", task.max_attempts or 0,
                     _micro(at) if (at := task.scheduled_at or (now if within else None)) else 0,
                 ]  # fmt: skip
@@ -111,7 +111,7 @@ class RedisQueue(Directed):
             self._number([account])
         added = self._scripts.run(
             "enqueue_one", account, "", queue, task.entity_type, task.entity_id, task.operation, task.priority,
-            _json(task.payload), str(task.run_id) if task.run_id else "", task.max_attempts or 0,
+            to_json(task.payload), str(task.run_id) if task.run_id else "", task.max_attempts or 0,
             _micro(task.scheduled_at) if task.scheduled_at else 0, -task.priority, str(account),
         )  # fmt: skip
         if added:
@@ -697,8 +697,3 @@ def _time(now: datetime | None) -> int | str:
 
 def _moment(micro: str) -> datetime | None:
     return _EPOCH + int(micro) * _MICROSECOND if int(micro) else None
-
-
-@lru_cache(maxsize=4096)
-def _json(payload: Payload) -> str:
-    return json.dumps(encode(payload), ensure_ascii=False)

@@ -13,9 +13,8 @@ from uuid import UUID
 from worker.db import Connection, Database
 from worker.errors import Permanent
 from worker.queues.contract import COUNTED, VERBS, Cancelled, Effect, Ended, Queue
-from worker.queues.database import _json
 from worker.queues.routing import Route
-from worker.task import Batch, Complete, Fail, NewTask, Retry, Snooze, Task
+from worker.task import Batch, Complete, Fail, NewTask, Retry, Snooze, Task, to_json
 from worker.telemetry import emit
 
 _BATCH = 500
@@ -72,7 +71,7 @@ class SyncQueue(Queue):
             task.entity_id,
             task.operation,
             task.priority,
-            _json(task.payload),
+            to_json(task.payload),
             0,
             task.max_attempts,
             task.run_id,
