@@ -11,12 +11,14 @@ import contextlib
 import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -121,8 +123,7 @@ def worker(env: dict[str, str], seed: int, off: float) -> int:
     """A worker's whole life, in a process of its own; its host's clock is off by so many seconds."""
     _LOT.seed(seed)
     if off:
-        real = time.time
-        time.time = lambda: real() + off
+        _set_clock(off)
     wiring.HANDLERS[ENTITY, OPERATION] = cast(Handler, handle)
     made = Settings.from_env(env)
     telemetry.configure(made, console=False)
@@ -132,8 +133,26 @@ def worker(env: dict[str, str], seed: int, off: float) -> int:
         return app.worker(options, name=f"torture {os.getpid()}", rng=random.Random(seed)).run()
 
 
+def _set_clock(off: float) -> None:
+    """Have all of the worker's code see another time than the servers do."""
+    real = time.time
+    time.time = lambda: real() + off
+
+    class Elsewhere(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Elsewhere:
+            return cls.fromtimestamp(time.time(), tz)
+
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "worker" and getattr(module, "datetime", None) is datetime:
+            vars(module)["datetime"] = Elsewhere
+
+
 class RedisServer:
-    """A Redis with AOF and few connections; what it has answered survives its death."""
+    """A Redis with AOF and few connections; what it has answered survives its death.
+
+    With `everysec` a write may wait in the process for two seconds behind a slow fsync, and die with it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -156,8 +175,8 @@ class RedisServer:
     def start(self) -> None:
         """Start it, on the data it has."""
         command = ["redis-server", "--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder),
-                   "--appendonly", "yes", "--save", "", "--maxclients", str(CONNECTIONS), "--loglevel", "warning",
-                   "--logfile", str(self._folder / "redis.log")]  # fmt: skip
+                   "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxclients", str(CONNECTIONS),
+                   "--loglevel", "warning", "--logfile", str(self._folder / "redis.log")]  # fmt: skip
         self._process = subprocess.Popen(command)
         until = time.monotonic() + 30
         while True:

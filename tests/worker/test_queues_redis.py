@@ -259,6 +259,8 @@ def test_redis_comes_back_with_everything(db: Database, fsync: str) -> None:
         stand.settle(list(batch.tasks[:5]), Complete("updated"))
         before = [stand.queue.peek(status) for status in ("pending", "processing", "completed")]
 
+        # With `everysec` a write may wait in the process for an fsync under way.
+        redis_servers.eventually(server.ask, "INFO", "persistence", wanted=lambda info: not info["aof_buffer_length"])
         server.kill()
         with pytest.raises(QueueAway):
             stand.queue.claim(["*"], 8)
