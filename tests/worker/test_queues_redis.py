@@ -23,7 +23,7 @@ from worker.errors import QueueAway
 from worker.queues import Ended
 from worker.queues.redis import RedisQueue
 from worker.settings import Settings
-from worker.task import Batch, Complete, NewTask, Outcome, Retry, SyncGoods, Task
+from worker.task import Batch, Complete, NewTask, Outcome, Retry, Snooze, SyncGoods, Task
 
 A, MAIN = UUID(int=1), UUID(int=99)
 
@@ -205,6 +205,63 @@ def test_an_end_that_redis_did_not_hear_of_is_told_again(stand: Stand) -> None:
 
     assert stand.effects() == [tasks[0].id]
     assert stand.standing() == {"completed": 1}
+
+
+def test_an_end_that_was_not_forgotten_is_not_taken_for_the_next(stand: Stand) -> None:
+    """A snoozed task comes again as the same attempt of the same worker, after a transaction that failed meanwhile."""
+    stand.queue.enqueue([good("x"), good("y", UUID(int=2))])
+    first, second = stand.claim(7), stand.claim(7)
+    stand.settle(first, Snooze(0, "not yet"))
+
+    def fail(conn: Connection, owned: set[int]) -> None:
+        raise QueueAway("PostgreSQL was away: test")
+
+    with pytest.raises(QueueAway):
+        stand.queue.settle([Ended(second[0], Complete("updated"))], fail)
+    (again,) = stand.claim(7)
+    assert (again.id, again.attempts) == (first[0].id, first[0].attempts)
+
+    assert stand.settle([again], Complete("updated"))["complete"] == 1
+
+    assert stand.effects() == [again.id, again.id]
+
+
+def test_an_attempt_that_comes_again_and_is_told_twice_has_one_effect(stand: Stand) -> None:
+    """Its end is committed, Redis is away, and the whole is repeated: the earlier end of that number is long gone."""
+    stand.queue.enqueue([good("x")])
+    stand.settle(stand.claim(7), Snooze(0, "not yet"))
+    again = stand.claim(7)
+    stand.queue.away = "apply"
+    with pytest.raises(QueueAway):
+        stand.settle(again, Complete("updated"))
+
+    assert stand.settle(again, Complete("updated"))["complete"] == 1
+
+    assert stand.effects() == [again[0].id, again[0].id]  # of the snooze and of the end
+
+
+def test_a_rescue_leaves_an_end_that_is_written_meanwhile(stand: Stand) -> None:
+    """Given up and alive, a worker claims on, commits an end and dies: the next rescue ends the task as committed."""
+    worker = stand.live()
+    stand.queue.enqueue([good("x"), good("y", UUID(int=2))])
+    stand.claim(worker)
+
+    class Slow(Mortal):
+        def _relay(self) -> None:
+            """The last step before the rescue goes on with the ends it has found."""
+            super()._relay()
+            if not stand.effects() and (tasks := stand.claim(worker)):
+                stand.queue.dies = "apply"
+                with pytest.raises(Death):
+                    stand.settle(tasks, Complete("updated"))
+
+    rescuer = Slow(stand.db, stand.url, lambda *_: "default")
+    rescuer._everybody()
+    rescuer._rescue(worker, "", None)
+    stand.another()._rescue(worker, "", None)
+
+    assert stand.standing() == {"completed": 1, "pending": 1}
+    assert len(stand.effects()) == 1
 
 
 def test_a_producer_that_dies_after_its_commit_has_enqueued(stand: Stand) -> None:

@@ -64,7 +64,7 @@ class RedisQueue(Directed):
         self._concurrency: dict[UUID, int] = {}
         self._paused: list[str] = []
         self._hosts: dict[int, str] = {}
-        self._settled: dict[int, list[int]] = {}
+        self._settled: dict[int, set[int]] = {}
         self._sweep_at = float("-inf")
         self._wake: Callable[[str], None] = lambda _: None
         self._asleep = threading.Event()
@@ -270,17 +270,23 @@ class RedisQueue(Directed):
         live = ended if effect is None else self._settle_effect(ended, effect)
         counts += self._apply(ended[0].task.worker, [_claim(end) for end in live], now)
         if effect is not None:
-            self._settled.setdefault(ended[0].task.worker, []).extend(end.task.id for end in live)
+            self._settled.setdefault(ended[0].task.worker, set()).update(end.task.id for end in live)
         counts["lost"] = len(ended) - counts.total()
         return counts
 
     def _settle_effect(self, ended: Sequence[Ended], effect: Effect) -> list[Ended]:
         """Write the ends beside their effect; those of them that stand, now or since a call that was cut off."""
         worker = ended[0].task.worker
+        claims = {end.task.id: end for end in ended}
+        before = self._settled.setdefault(worker, set())
+        if not before.isdisjoint(claims):
+            # The number of an attempt that did not count comes again. Its earlier end must be gone for sure; and only
+            # now, since the transaction below may have to be repeated without anybody knowing whether it was committed.
+            self._db.fetch("forget_settlements", worker=worker, tasks=list(before))
+            before.clear()
         with self._db.transaction() as conn:
-            if before := self._settled.pop(worker, None):
-                fetch(conn, "forget_settlements", worker=worker, tasks=before)
-            claims = {end.task.id: end for end in ended}
+            if before:
+                fetch(conn, "forget_settlements", worker=worker, tasks=list(before))
             mine = {
                 row["task"]
                 for row in fetch(
@@ -301,6 +307,7 @@ class RedisQueue(Directed):
             if lost := mine - owned:
                 fetch(conn, "forget_settlements", worker=worker, tasks=list(lost))
             effect(conn, owned)
+        before.clear()
         return [end for end in ended if end.task.id in owned | standing]
 
     def _owned(self, worker: int, ended: Sequence[Ended]) -> set[int]:
@@ -444,7 +451,9 @@ class RedisQueue(Directed):
                 "rescue", account, _time(now), worker, json.dumps([[int(n), attempts] for n, attempts in claims]),
                 host, MAX_RESCUES,
             )  # fmt: skip
-        self._db.fetch("forget_settlements", worker=worker, tasks=None)
+        # Not what a worker that lives on has written meanwhile: the next rescue goes on with that.
+        if found:
+            self._db.fetch("forget_settlements", worker=worker, tasks=[row["task"] for row in found])
         return rescued
 
     # Keeping

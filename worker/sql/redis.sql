@@ -50,9 +50,8 @@ select free, (select count(*) from added) as taken from locked;
 select task, attempts, account_id, outcome from queue_settlements where worker = %(worker)s order by task;
 
 -- name: forget_settlements
--- Redis has them now; all of a worker's, or these.
-delete from queue_settlements
-where worker = %(worker)s and (%(tasks)s::bigint[] is null or task = any(%(tasks)s::bigint[]));
+-- Redis has these of a worker now.
+delete from queue_settlements where worker = %(worker)s and task = any(%(tasks)s::bigint[]);
 
 -- name: unregistered_settlers
 -- Workers that are gone, whose ends stand.
