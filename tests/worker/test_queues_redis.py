@@ -208,7 +208,7 @@ def test_an_end_that_redis_did_not_hear_of_is_told_again(stand: Stand) -> None:
 
 
 def test_an_end_that_was_not_forgotten_is_not_taken_for_the_next(stand: Stand) -> None:
-    """A snoozed task comes again as the same attempt of the same worker, after a transaction that failed meanwhile."""
+    """A snoozed task comes again as the same attempt of the same worker, a transaction having failed meanwhile."""
     stand.queue.enqueue([good("x"), good("y", UUID(int=2))])
     first, second = stand.claim(7), stand.claim(7)
     stand.settle(first, Snooze(0, "not yet"))

@@ -280,8 +280,8 @@ class RedisQueue(Directed):
         claims = {end.task.id: end for end in ended}
         before = self._settled.setdefault(worker, set())
         if not before.isdisjoint(claims):
-            # The number of an attempt that did not count comes again. Its earlier end must be gone for sure; and only
-            # now, since the transaction below may have to be repeated without anybody knowing whether it was committed.
+            # The number of an attempt that did not count comes again. Its earlier end must be gone for sure, and only
+            # now: the transaction below may have to be repeated without anybody knowing whether it was committed.
             self._db.fetch("forget_settlements", worker=worker, tasks=list(before))
             before.clear()
         with self._db.transaction() as conn:
