@@ -24,9 +24,9 @@ from tests import redis_servers
 from tests.contract.contract import simulator_under_contract
 from tests.redis_servers import RedisServer
 from worker import db, telemetry
-from worker.accounts import LinkSettings
 from worker.app import App
 from worker.demo.postgres import EmbeddedPostgres
+from worker.links import LinkSettings
 from worker.loop import Options
 from worker.settings import Settings
 

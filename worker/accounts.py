@@ -6,16 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from cryptography.fernet import Fernet, InvalidToken
 from psycopg.types.json import Jsonb
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker.db import Connection, Database, fetch_one
 from worker.errors import ConfigError, Conflict, NotFound, Unauthorized
 from worker.telemetry import emit
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
+
+    from worker.links import LinkSettings
 
 BULK_LATELY = 600.0
 """Seconds for which the size of an array that was refused is taken for a limit."""
@@ -56,31 +60,6 @@ class Account:
         return self.weight or weight_of(self.auth, day)
 
 
-class LinkSettings(BaseModel):
-    """What a link copies and how; `accounts link MAIN CHILD --set name=value` changes one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    match_field: Literal["externalCode", "code", "article", "name", "barcode"] = Field(
-        "externalCode", description="Field a good the child already has is recognised by."
-    )
-    price_types: dict[str, str] = Field(
-        default_factory=dict, description="Main's price type name → the child's; others go by their own name."
-    )
-    create_price_types: bool = Field(False, description="Create in the child a price type it lacks.")
-    vat: Literal["main", "child"] = Field("main", description="Whose VAT counts: copied from main, or left alone.")
-    every_minutes: int = Field(0, ge=0, description="Sync by itself every so many minutes; 0 = only on request.")
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> LinkSettings:
-        """Raises ConfigError naming each setting that does not hold."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
-            raise ConfigError("link settings do not hold: " + "; ".join(lines)) from None
-
-
 @dataclass(frozen=True, slots=True)
 class Link:
     """Child receives from main."""
@@ -95,7 +74,14 @@ class Accounts:
 
     def __init__(self, db: Database, app_key: str) -> None:
         self._db = db
-        self._fernet = Fernet(app_key)
+        self._app_key = app_key
+
+    @cached_property
+    def _fernet(self) -> Fernet:
+        """What tokens are sealed with; imported with the first of them, see `app`."""
+        from cryptography.fernet import Fernet
+
+        return Fernet(self._app_key)
 
     def add(self, id: UUID, name: str, role: str, auth: str, token: str, weight: int | None = None) -> None:
         """Raises Conflict when the account exists already."""
@@ -111,6 +97,8 @@ class Accounts:
         rows = self._db.fetch("account", id=id)
         if not rows:
             raise NotFound(f"there is no account {id}; `accounts list` shows those known")
+        from cryptography.fernet import InvalidToken
+
         row = rows[0]
         try:
             token = self._fernet.decrypt(row["token"].encode()).decode()
@@ -192,6 +180,8 @@ class Accounts:
         for id, role in ((main, "main"), (child, "child")):
             if self.role_of(id) != role:
                 raise Conflict(f"account {id} is not a {role} account")
+        from worker.links import LinkSettings
+
         settings = settings or LinkSettings()
         with self._db.transaction() as conn:
             # A statement of its own: only the next one sees what was recorded while it waited.
@@ -233,8 +223,14 @@ class Accounts:
 def still_so(conn: Connection, link: Link) -> bool:
     """Whether the link has the same settings now, which then stay until the transaction ends."""
     row = fetch_one(conn, "lock_link", main=link.main, child=link.child)
-    return row is not None and LinkSettings.parse(row["settings"]) == link.settings
+    return row is not None and _settings(row) == link.settings
 
 
 def _link(row: dict[str, Any]) -> Link:
-    return Link(row["main_id"], row["child_id"], LinkSettings.parse(row["settings"]))
+    return Link(row["main_id"], row["child_id"], _settings(row))
+
+
+def _settings(row: dict[str, Any]) -> LinkSettings:
+    from worker.links import LinkSettings  # with pydantic, which no worker needs before its first task
+
+    return LinkSettings.parse(row["settings"])

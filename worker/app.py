@@ -1,18 +1,24 @@
-"""The wiring, once: everything a command, the API or a worker needs, made from the settings."""
+"""The wiring, once: everything a command, the API or a worker needs, made from the settings.
+
+What works on tasks (`sync`, the client, links, the tokens' key) is imported with the first of them, and what only
+some commands need when they are called: a worker that waits would keep 25 MB of it for nothing.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from types import TracebackType
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from worker.accounts import FOREVER, Accounts
 from worker.breaker import Breaker
+from worker.counters import Counts
 from worker.db import Database, require_schema
 from worker.doctor import Doctor
 from worker.errors import ConfigError
@@ -20,24 +26,18 @@ from worker.executor import Executor, Handler
 from worker.lease import Lease
 from worker.limiter import DatabaseStore, Limiter, Store
 from worker.loop import Loop, Options
-from worker.metrics import Counts, exposition
 from worker.monitor import Monitor
-from worker.moysklad import Client
 from worker.pauses import EVERYTHING, Pauses
 from worker.queues import Cancelled, DatabaseQueue, Queue, SyncQueue
 from worker.queues.routing import route
 from worker.release import release
 from worker.runs import Runs
 from worker.settings import Settings
-from worker.sync import mirror, plan
 from worker.task import Priority
 from worker.telemetry import emit
 
-HANDLERS: dict[tuple[str, str], Handler] = {
-    ("catalogue", "plan"): plan.plan,
-    ("catalogue", "prepare"): plan.prepare,
-    ("product", "sync"): mirror.sync,
-}
+if TYPE_CHECKING:
+    from worker.moysklad import Client
 
 _DRAIN_LOOK = 0.2
 _CLAIM_SECONDS = 1.0
@@ -80,7 +80,7 @@ class App:
             self.queue,
             self.accounts,
             self.runs,
-            HANDLERS,
+            _handlers,
             self.client,
             timeout=options.timeout,
             tries=options.tries,
@@ -117,6 +117,8 @@ class App:
 
     def metrics(self) -> bytes:
         """What the fleet does and has counted, in Prometheus' text format."""
+        from worker.metrics import exposition
+
         with self.db.connection() as conn:
             self.counts.add(conn)
         return exposition(self.db, self.monitor)
@@ -127,6 +129,8 @@ class App:
 
     def start_sync(self, account: UUID, *, requested_by: str, priority: int = Priority.USER) -> tuple[UUID, bool]:
         """Begin, or join, a sync of all goods of the account; see `sync.plan.start`."""
+        from worker.sync import plan
+
         return plan.start(
             self.db,
             self.accounts,
@@ -213,6 +217,8 @@ class App:
 
     def client(self, account: UUID, deadline: float = float("inf")) -> Client:
         """A client of that account, for a task that must end by then (on the monotonic clock)."""
+        from worker.moysklad import Client
+
         return Client(
             self.accounts.get(account),
             self.settings.MOYSKLAD_API_URL,
@@ -253,3 +259,9 @@ class App:
             self.limiter.worker = worker
 
         return Loop(self.queue, executor, lease, options, tidy=self.tidy, on_register=on_register, rng=rng)
+
+
+def _handlers() -> Mapping[tuple[str, str], Handler]:
+    from worker.sync import HANDLERS
+
+    return HANDLERS

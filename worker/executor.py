@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from worker.accounts import Accounts
@@ -26,11 +26,13 @@ from worker.errors import (
     TimedOut,
     Unauthorized,
 )
-from worker.moysklad import Client
 from worker.queues import Effect, Ended, Queue
 from worker.runs import Runs
 from worker.task import Batch, Complete, Fail, Outcome, Release, Retry, Snooze, Task
 from worker.telemetry import context, emit
+
+if TYPE_CHECKING:
+    from worker.moysklad import Client
 
 MAX_DELAY = 900.0
 """Seconds; the longest wait before a retry."""
@@ -92,7 +94,7 @@ class Executor:
         queue: Queue,
         accounts: Accounts,
         runs: Runs,
-        handlers: Mapping[tuple[str, str], Handler],
+        handlers: Callable[[], Mapping[tuple[str, str], Handler]],
         client: Callable[[UUID, float], Client],
         *,
         timeout: float,
@@ -102,7 +104,8 @@ class Executor:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`client(account, deadline)` makes the client of an account; `timeout` 0 means no limit.
+        """`handlers()` is asked with each batch, so that what they need is imported with the first one;
+        `client(account, deadline)` makes the client of an account; `timeout` 0 means no limit.
 
         `backoff` are the seconds before each retry, the last for all further ones; empty: exponential with jitter.
         """
@@ -180,7 +183,7 @@ class Executor:
             self.deadline = float("inf")
 
     def _handler(self, batch: Batch) -> Handler:
-        handler = self._handlers.get(batch.kind)
+        handler = self._handlers().get(batch.kind)
         if handler is None:
             raise Permanent(f"this release does not know tasks of kind {'/'.join(batch.kind)}")
         return handler

@@ -1,8 +1,4 @@
-"""What /metrics tells: the fleet's state, asked for at that moment, and what its processes have counted in all.
-
-Workers come and go, and no scraper finds them: each adds its counters to the table `counters` with every heartbeat.
-One that is killed takes those of its last seconds with it.
-"""
+"""What /metrics tells: the fleet's state, asked for at that moment, and what its processes have counted in all."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from worker.db import Connection, Database, fetch
+from worker.db import Database
 from worker.monitor import STATUSES, Monitor
 from worker.telemetry import COUNTED
 
@@ -30,29 +26,6 @@ _GAUGES = {
     "runs_under_way": "Runs that are not finished.",
     "schedule_age_seconds": "Seconds since the minute `schedule run` last worked in.",
 }
-
-
-class Counts:
-    """What this process has counted and not yet added to the fleet's counters."""
-
-    def __init__(self) -> None:
-        self._added: dict[tuple[str, str], float] = {}
-
-    def add(self, conn: Connection) -> None:
-        """Add it."""
-        now = {
-            (sample.name, json.dumps(sample.labels, sort_keys=True)): sample.value
-            for metric in COUNTED
-            for family in metric.collect()
-            for sample in family.samples
-            if not sample.name.endswith("_created")
-        }
-        grown = {key: value - self._added.get(key, 0.0) for key, value in now.items()}
-        grown = {key: value for key, value in grown.items() if value}
-        if grown:
-            names, labels = zip(*grown, strict=True)
-            fetch(conn, "add_counters", names=list(names), labels=list(labels), values=list(grown.values()))
-        self._added = now
 
 
 def exposition(db: Database, monitor: Monitor) -> bytes:
@@ -120,14 +93,13 @@ def _gauges(db: Database, monitor: Monitor) -> Iterator[Metric]:
 def _counted(rows: Iterable[dict[str, Any]]) -> Iterator[Metric]:
     """The fleet's counters and histograms; those that this release does not know are left out."""
     kept = list(rows)
-    for counted in COUNTED:
-        for family in counted.collect():
-            metric = Metric(family.name, family.documentation, family.type)
-            own = re.compile(rf"{family.name}(_total|_bucket|_sum|_count)")
-            samples = [row for row in kept if own.fullmatch(row["name"])]
-            for row in sorted(samples, key=_order):
-                metric.add_sample(row["name"], row["labels"], row["value"])
-            yield metric
+    for counter in COUNTED:
+        metric = Metric(counter.name, counter.text, counter.type)
+        own = re.compile(rf"{counter.name}(_total|_bucket|_sum|_count)")
+        samples = [row for row in kept if own.fullmatch(row["name"])]
+        for row in sorted(samples, key=_order):
+            metric.add_sample(row["name"], row["labels"], row["value"])
+        yield metric
 
 
 def _order(row: dict[str, Any]) -> tuple[str, str, float]:

@@ -16,8 +16,7 @@ import psycopg
 
 from bench.queue import ours
 from bench.queue.zygote import Zygote
-from worker import app as wiring
-from worker import telemetry
+from worker import sync, telemetry
 from worker.app import App
 from worker.db import patiently
 from worker.executor import Context, Handler, Settlement
@@ -52,7 +51,7 @@ def life(url: str, trace: str, hold: float, seed: int) -> int:
             yield Settlement([Ended(task, Complete("done")) for task in tasks[n : n + PART]])
 
     for entity in (ours.HIGH, ours.LOW):
-        wiring.HANDLERS[entity, "noop"] = cast(Handler, handle)
+        sync.HANDLERS[entity, "noop"] = cast(Handler, handle)
     settings = ours.settings(url, logs=Path(trace).parent)
     telemetry.configure(settings, console=False)
     with App(settings) as app:

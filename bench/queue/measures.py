@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 from bench.queue import bare, ours
 from bench.queue.child import together
 from bench.queue.server import Server, dead_rows, pinned
 from worker.demo.stage import cpu_seconds
-from worker.settings import Settings
 
 Samples = dict[str, float]
 _POLL = 0.002
@@ -195,9 +194,7 @@ def completed(bench: Bench) -> Samples:
 
 
 def sync(bench: Bench) -> Samples:
-    """The driver `sync`: tasks that are done in the caller, at enqueue; nothing where this release has none."""
-    if "sync" not in get_args(Settings.model_fields["QUEUE_CONNECTION"].annotation):
-        return {}
+    """The driver `sync`: tasks that are done in the caller, at enqueue."""
     with (
         made(bench, OURS) as url,
         together(1, "bench.queue.ours", "in_caller", url=url, tasks=bench.tasks) as (child,),

@@ -24,8 +24,7 @@ from cryptography.fernet import Fernet
 from bench.queue.child import Stand
 from bench.queue.pulse import pulse
 from bench.queue.writers import side_by_side
-from worker import app as wiring
-from worker import db, task, telemetry
+from worker import db, sync, task, telemetry
 from worker.app import App
 from worker.executor import Context, Handler, Settlement
 from worker.loop import Options
@@ -189,7 +188,7 @@ def _handle(begun: Callable[[Sequence[Task]], None]) -> None:
         yield Settlement([Ended(each, done) for each in tasks])
 
     for entity in (HIGH, LOW):
-        wiring.HANDLERS[entity, "noop"] = cast(Handler, noop)
+        sync.HANDLERS[entity, "noop"] = cast(Handler, noop)
 
 
 def one_by_one(stand: Stand, url: str, tasks: int, writers: int = 1) -> float:

@@ -64,6 +64,19 @@ class Server:
             conn.execute("vacuum (analyze)")
             conn.execute("checkpoint")
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """No autovacuum until the block ends: its transactions count as the database's."""
+        self._set("autovacuum", "off")
+        try:
+            yield
+        finally:
+            self._set("autovacuum", "on")
+
+    def _set(self, name: str, value: str) -> None:
+        self._admin(f"alter system set {name} = {value}")
+        self._admin("select pg_reload_conf()")
+
     def cost(self, url: str) -> Cost:
         """Commits, WAL and processor time until now."""
         name = urlsplit(url).path.lstrip("/")

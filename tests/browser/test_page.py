@@ -89,7 +89,7 @@ class Service:
         secret = {"APP_KEY", "DATABASE_URL"}
         values = {
             name: value.get_secret_value() if name in secret else str(value)
-            for name in Settings.model_fields
+            for name in Settings.names()
             if (value := getattr(self.settings, name)) is not None
         }
         env = os.environ | values | {"API_PORT": str(self.port), "API_TOKEN": self.token}

@@ -27,8 +27,7 @@ import psycopg
 from cryptography.fernet import Fernet
 
 from bench.queue.zygote import Zygote
-from worker import app as wiring
-from worker import db, task, telemetry
+from worker import db, sync, task, telemetry
 from worker.app import App
 from worker.db import Connection, patiently
 from worker.demo.postgres import EmbeddedPostgres
@@ -124,7 +123,7 @@ def worker(env: dict[str, str], seed: int, off: float) -> int:
     _LOT.seed(seed)
     if off:
         _set_clock(off)
-    wiring.HANDLERS[ENTITY, OPERATION] = cast(Handler, handle)
+    sync.HANDLERS[ENTITY, OPERATION] = cast(Handler, handle)
     made = Settings.from_env(env)
     telemetry.configure(made, console=False)
     with App(made) as app:

@@ -9,9 +9,10 @@ from uuid import UUID, uuid4
 import pytest
 from cryptography.fernet import Fernet
 
-from worker.accounts import FOREVER, WEIGHTS, Account, Accounts, LinkSettings, weight_of
+from worker.accounts import FOREVER, WEIGHTS, Account, Accounts, weight_of
 from worker.app import App
 from worker.errors import ConfigError, Conflict, NotFound, Unauthorized
+from worker.links import LinkSettings
 from worker.task import NewTask, Plan, SyncGoods
 
 MAIN, CHILD, OTHER = UUID(int=1), UUID(int=2), UUID(int=3)

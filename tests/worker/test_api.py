@@ -56,7 +56,7 @@ def client_of(app: App, *, token: str | None = None, host: str = "127.0.0.1:8080
 
 def env_of(settings: Settings) -> dict[str, str]:
     """The environment that gives these settings, secrets included."""
-    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    values = {name: getattr(settings, name) for name in Settings.names()}
     return {
         name: value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
         for name, value in values.items()

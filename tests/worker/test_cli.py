@@ -23,9 +23,9 @@ from cryptography.fernet import Fernet
 
 from tests.conftest import EQUAL, Family, Server
 from worker import __version__, cli
-from worker.accounts import LinkSettings
 from worker.app import App
 from worker.cli import work
+from worker.links import LinkSettings
 from worker.loop import Options
 from worker.settings import Settings
 from worker.task import NewTask, Plan, SyncGoods
@@ -56,7 +56,7 @@ Call = Callable[..., Answer]
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Runs a command in this process as the console script would, with no setting in the environment."""
-    for name in Settings.model_fields:
+    for name in Settings.names():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "250")
 
@@ -112,7 +112,7 @@ def ended(app: App, end: str) -> int:
 
 def test_it_is_a_console_script() -> None:
     """`python -m worker` is the command line; --version needs no settings."""
-    env = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
+    env = {name: value for name, value in os.environ.items() if name not in Settings.names()}
     done = subprocess.run(
         [sys.executable, "-m", "worker", "--version"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
     )
@@ -165,7 +165,7 @@ def test_check_shows_the_settings_without_secrets(env: Settings, shell: Call) ->
 
     assert answer.code == 0
     lines = answer.out.splitlines()
-    assert [line.partition("=")[0] for line in lines[:-1]] == list(Settings.model_fields)
+    assert [line.partition("=")[0] for line in lines[:-1]] == Settings.names()
     assert lines[-1].startswith("ok")
     assert "APP_KEY=***" in lines
     assert env.APP_KEY.get_secret_value() not in answer.out
@@ -236,7 +236,7 @@ def test_a_worker_waits_for_postgresql(settings: Settings, server: Server, templ
     """Started before its database is there, it says so, waits, and then works."""
     parts = urlsplit(settings.DATABASE_URL.get_secret_value())
     late = f"late_{uuid4().hex}"
-    env = {name: value for name, value in os.environ.items() if name not in Settings.model_fields} | {
+    env = {name: value for name, value in os.environ.items() if name not in Settings.names()} | {
         "DATABASE_URL": urlunsplit(parts._replace(path=f"/{late}")),
         "APP_KEY": settings.APP_KEY.get_secret_value(),
         "LOG_DIR": str(tmp_path),

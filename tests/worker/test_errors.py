@@ -76,7 +76,15 @@ def test_a_time_limit_gets_through_what_swallows_exceptions(app: App, swallow: s
     assert batch
     handlers = {("product", "sync"): handler}
     executor = Executor(
-        app.db, app.queue, app.accounts, app.runs, handlers, no_client, timeout=0.2, tries=3, stopping=lambda: False
+        app.db,
+        app.queue,
+        app.accounts,
+        app.runs,
+        lambda: handlers,
+        no_client,
+        timeout=0.2,
+        tries=3,
+        stopping=lambda: False,
     )
     began = time.monotonic()
 

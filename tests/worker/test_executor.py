@@ -66,7 +66,7 @@ class Stand:
             self.app.queue,
             self.app.accounts,
             self.app.runs,
-            {KIND: handler} if handler else {},
+            lambda: {KIND: handler} if handler else {},
             options.pop("client", no_client),
             timeout=timeout,
             tries=tries,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.accounts import LinkSettings
 from worker.errors import Permanent
+from worker.links import LinkSettings
 from worker.sync.goods import (
     as_created,
     echoes,

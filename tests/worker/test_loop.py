@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,21 +47,21 @@ class Fleet:
     folder: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, *options: str, memory: int = 4096) -> subprocess.Popen[bytes]:
-        """`python -m worker work` with these options."""
-        env = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
+    def start(self, *options: str, memory: int = 4096, python: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """`python -m worker work` with these options, and those of Python itself."""
+        env = {name: value for name, value in os.environ.items() if name not in Settings.names()}
         for name in ("DATABASE_URL", "APP_KEY"):
             env[name] = getattr(self.settings, name).get_secret_value()
         env |= {"MOYSKLAD_API_URL": self.settings.MOYSKLAD_API_URL, "LOG_DIR": str(self.folder)}
-        command = [sys.executable, "-m", "worker", "work", "--memory", str(memory), *options]
+        command = [sys.executable, *python, "-m", "worker", "work", "--memory", str(memory), *options]
         with (self.folder / f"stderr-{len(self.processes)}").open("wb") as stderr:
             process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=stderr)
         self.processes.append(process)
         return process
 
-    def run(self, *options: str, memory: int = 4096) -> int:
+    def run(self, *options: str, memory: int = 4096, python: Sequence[str] = ()) -> int:
         """The same until its end; its exit code."""
-        return self.start(*options, memory=memory).wait(PATIENCE)
+        return self.start(*options, memory=memory, python=python).wait(PATIENCE)
 
     def end(self) -> None:
         """Kill what is left."""
@@ -212,6 +212,19 @@ def test_stop_when_empty_for(fleet: Fleet, work: Work) -> None:
 
     assert time.monotonic() - began > 1.5
     assert work.statuses() == {"completed": 60}
+
+
+def test_a_waiting_worker_has_not_imported_what_only_tasks_need(fleet: Fleet) -> None:
+    """Most of its memory would be that. It has claimed, slept and tidied up: what it imports later is for a task."""
+    unneeded = {"cryptography", "fastapi", "prometheus_client", "pydantic", "redis", "requests", "rich", "urllib3"}
+    unneeded |= {"worker.api", "worker.links", "worker.metrics", "worker.moysklad", "worker.sync"}
+
+    assert fleet.run("--stop-when-empty-for", "0.5", python=["-X", "importtime"]) == 0
+
+    report = (fleet.folder / "stderr-0").read_text()
+    imported = {line.rpartition("|")[2].strip() for line in report.splitlines() if line.startswith("import time:")}
+    assert {"worker.loop", "psycopg"} <= imported
+    assert unneeded & imported == set()
 
 
 def test_rest_between_batches(fleet: Fleet, work: Work) -> None:

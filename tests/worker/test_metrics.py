@@ -13,7 +13,7 @@ from tests.conftest import Family
 from tests.worker.test_api import TOKEN, client_of
 from worker.accounts import FOREVER
 from worker.app import App
-from worker.metrics import Counts
+from worker.counters import Counts
 from worker.telemetry import emit
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -41,7 +41,7 @@ class Release:
         for step in steps:
             (folder / f"worker/sql/migrations/{step}.sql").write_text(STEPS[step])
         self.folder, self.version = folder, version
-        self.env = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
+        self.env = {name: value for name, value in os.environ.items() if name not in Settings.names()}
         self.env |= {
             "DATABASE_URL": settings.DATABASE_URL.get_secret_value(),
             "APP_KEY": settings.APP_KEY.get_secret_value(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from tests.conftest import EQUAL, Family, Vendor
-from worker import app as wiring
+from worker import sync
 from worker.app import App
 from worker.errors import ConfigError, Permanent, RateLimited, Retryable
 from worker.executor import Context, Settlement
@@ -24,7 +25,7 @@ MAIN, CHILD = UUID(int=1), UUID(int=2)
 @pytest.fixture
 def app(settings: Settings) -> Iterator[App]:
     """The wired app with the driver `sync`."""
-    with App(settings.model_copy(update={"QUEUE_CONNECTION": "sync"})) as app:
+    with App(replace(settings, QUEUE_CONNECTION="sync")) as app:
         app.accounts.add(MAIN, "Main", "main", "solution", "token")
         app.accounts.add(CHILD, "Child", "child", "solution", "token")
         yield app
@@ -48,7 +49,7 @@ def on(
         do(ctx, tasks)
         yield Settlement([Ended(task, Complete("done")) for task in tasks])
 
-    monkeypatch.setitem(wiring.HANDLERS, ("product", "sync"), handler)
+    monkeypatch.setitem(sync.HANDLERS, ("product", "sync"), handler)
 
 
 def good(entity: str, **fields: Any) -> NewTask:
@@ -154,7 +155,7 @@ def test_an_unknown_kind_surfaces(app: App) -> None:
 
 def test_the_whole_sync_in_the_caller(settings: Settings, simulator: Vendor) -> None:
     """Pressing the button does everything: main read, references made, goods sent; again, nothing is written."""
-    with App(settings.model_copy(update={"QUEUE_CONNECTION": "sync"})) as app:
+    with App(replace(settings, QUEUE_CONNECTION="sync")) as app:
         family = Family(app, simulator, uuid4())
         family.main = family.add("main", "Main")
         child = family.add("child", "Child")

@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from worker.accounts import LinkSettings
 from worker.app import App
 from worker.db import Connection
 from worker.errors import Conflict, NotFound
+from worker.links import LinkSettings
 from worker.queues import Ended
 from worker.task import Complete, Fail, NewTask, Outcome, SyncGoods, Task
 

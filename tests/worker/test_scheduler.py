@@ -7,10 +7,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from worker import scheduler
-from worker.accounts import LinkSettings
 from worker.app import App
 from worker.db import fetch
 from worker.errors import Conflict
+from worker.links import LinkSettings
 from worker.task import NewTask, Priority, SyncGoods
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from tests.conftest import EQUAL, Family
-from worker.accounts import LinkSettings
+from worker.links import LinkSettings
 from worker.sync import mirror
 from worker.task import Task
 
@@ -86,7 +87,7 @@ def test_what_takes_too_long_is_halved(family: Family) -> None:
     """An answer that is not there in time is not asked for again: half as many may be quick enough."""
     child = family.children[0]
     fault(family, child, kind="timeout", delay_ms=3000, count=1)
-    family.app.settings = family.app.settings.model_copy(update={"READ_TIMEOUT": 1.0})
+    family.app.settings = replace(family.app.settings, READ_TIMEOUT=1.0)
 
     family.sync(child)
 

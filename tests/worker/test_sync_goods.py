@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from tests.conftest import EQUAL, Family
-from worker.accounts import Account, LinkSettings
+from worker.accounts import Account
+from worker.links import LinkSettings
 from worker.task import NewTask, Priority, SyncGoods
 
 BOTH = "archived=true;archived=false"

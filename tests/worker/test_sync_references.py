@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from tests.conftest import EQUAL, Family
-from worker.accounts import LinkSettings
+from worker.links import LinkSettings
 from worker.sync import references
 
 PATHS = {

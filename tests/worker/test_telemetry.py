@@ -135,13 +135,14 @@ def test_requests_go_to_their_own_file(logs: Path) -> None:
 def test_the_level_counts(tmp_path: Path, logs: Path) -> None:
     """Nothing below LOG_LEVEL is written; it is counted all the same."""
     configure(tmp_path / "quiet", LOG_LEVEL="warning")
-    before = EVENTS.labels("quiet.event", "info")._value.get()
+    series = ("moysklad_worker_events_total", (("event", "quiet.event"), ("level", "info")))
+    before = EVENTS.samples().get(series, 0)
 
     emit("quiet.event")
     emit("loud.event", level="error")
 
     assert lines(tmp_path / "quiet" / "worker.log") == ["ERROR loud.event"]
-    assert EVENTS.labels("quiet.event", "info")._value.get() == before + 1
+    assert EVENTS.samples()[series] == before + 1
 
 
 def test_both_files_are_reopened_when_moved(logs: Path) -> None:

@@ -9,11 +9,9 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import typer
-from rich.table import Table
 from typer import Option
 
-from worker.accounts import LinkSettings
-from worker.cli.common import AsJson, Id, console, open_app, out, out_json, uuid
+from worker.cli.common import AsJson, Id, console, open_app, out, out_json, table, uuid
 from worker.errors import ConfigError
 from worker.monitor import parked_reason
 
@@ -63,6 +61,8 @@ def link(
     ] = None,
 ) -> None:
     """Have CHILD receive MAIN's goods; on an existing link change the settings named."""
+    from worker.links import LinkSettings
+
     with open_app() as app:
         current = next((known for known in app.accounts.links_of_child(child) if known.main == main), None)
         values: dict[str, Any] = current.settings.model_dump() if current else {}
@@ -86,13 +86,13 @@ def list_(json: AsJson = False) -> None:
     if json:
         out_json(rows)
         return
-    table = Table("id", "name", "role", "token of", "linked to", "parked")
+    drawn = table("id", "name", "role", "token of", "linked to", "parked")
     for row in rows:
         linked = [str(other) for other in (*row["children"], *row["mains"])]
         reason = parked_reason(row)
         parked = f"until {row['parked_until']:%F %T}: {reason}" if reason else ""
-        table.add_row(str(row["id"]), row["name"], row["role"], row["auth"], "\n".join(linked), parked)
-    console().print(table)
+        drawn.add_row(str(row["id"]), row["name"], row["role"], row["auth"], "\n".join(linked), parked)
+    console().print(drawn)
 
 
 @group.command("set")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Console
 
 from worker import __version__, telemetry
 from worker.app import App
 from worker.db import patiently
 from worker.errors import ConfigError
 from worker.settings import Settings
+
+if TYPE_CHECKING:  # what draws is imported when something is drawn: no worker needs it
+    from rich.console import Console
+    from rich.table import Table
 
 _env_file: Path | None = None
 
@@ -89,7 +92,16 @@ def out_json(value: Any) -> None:
 
 def console() -> Console:
     """Where tables are drawn; names and errors are shown as they are, brackets and colons included."""
+    from rich.console import Console
+
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def table(*columns: str) -> Table:
+    """An empty one with these columns, for `console` to print."""
+    from rich.table import Table
+
+    return Table(*columns)
 
 
 def err(text: str) -> None:

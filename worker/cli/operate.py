@@ -5,18 +5,18 @@ from __future__ import annotations
 import json as stdlib_json
 import time
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Group
-from rich.live import Live
-from rich.table import Table
 from typer import Option
 
-from worker.cli.common import AsJson, Id, console, open_app, out, out_json, uuid
+from worker.cli.common import AsJson, Id, console, open_app, out, out_json, table, uuid
 from worker.errors import ConfigError
 from worker.task import KINDS, NewTask, Priority, decode
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 
 def register(cli: typer.Typer) -> None:
@@ -66,14 +66,14 @@ def runs(
     if json:
         out_json({**rows[0], "problems": problems} if id else rows)
         return
-    table = Table("id", "account", "by", "began", "ended", "counts")
+    drawn = table("id", "account", "by", "began", "ended", "counts")
     for row in rows:
-        table.add_row(
+        drawn.add_row(
             str(row["id"]), str(row["account_id"]), row["requested_by"], f"{row['created_at']:%F %T}",
             f"{row['finished_at']:%T}" if row["finished_at"] else "under way", _counted(row["counts"]),
         )  # fmt: skip
     screen = console()
-    screen.print(table)
+    screen.print(drawn)
     for problem in problems:
         screen.print(f"{problem['status']} {problem['entity_type']} {problem['entity_id']}: {problem['error']}")
 
@@ -115,6 +115,8 @@ def monitor(
     interval: Annotated[float, Option(help="Seconds between looks.", min=0.2)] = 2,
 ) -> None:
     """What is pending, processing, completed and failed, who works, and what failed last."""
+    from rich.live import Live
+
     with open_app() as app:
         if json or once:
             snapshot = app.monitor.snapshot()
@@ -145,25 +147,27 @@ def _counted(counts: dict[str, int] | None) -> str:
 
 
 def _picture(snapshot: dict[str, Any]) -> Group:
+    from rich.console import Group
+
     tables = []
     for title, key in (("Queues", "queue"), ("Accounts", "account_id")):
-        table = Table(title, "pending", "processing", "completed", "failed", "oldest pending", "")
+        drawn = table(title, "pending", "processing", "completed", "failed", "oldest pending", "")
         for row in snapshot["queues" if key == "queue" else "accounts"]:
             note = row.get("parked_reason") or ("nobody listens" if row.get("queue") in snapshot["unheard"] else "")
             name = f"{row.get('name') or ''} {row[key]}".strip()
             numbers = [str(row[status]) for status in ("pending", "processing", "completed", "failed")]
-            table.add_row(name, *numbers, _age(row["oldest_seconds"]), note)
-        tables.append(table)
-    workers = Table("Workers", "host", "pid", "queues", "holds", "done", "failed", "MB", "heard of")
+            drawn.add_row(name, *numbers, _age(row["oldest_seconds"]), note)
+        tables.append(drawn)
+    workers = table("Workers", "host", "pid", "queues", "holds", "done", "failed", "MB", "heard of")
     for row in snapshot["workers"]:
         numbers = [str(row[name]) for name in ("processing", "done", "failed", "rss_mb")]
         who = (f"{row['id']} {row['name']}", row["host"], str(row["pid"]), ",".join(row["queues"]))
         workers.add_row(*who, *numbers, f"{_age(row['silent_seconds'])} ago")
-    failures = Table("Failures", "account", "kind", "entity", "error")
+    failures = table("Failures", "account", "kind", "entity", "error")
     for row in snapshot["failures"]:
         kind = f"{row['entity_type']}/{row['operation']}"
         failures.add_row(str(row["id"]), row["account_id"], kind, row["entity_id"], row["error"] or "")
-    halted = Table("Paused and parked", "until", "why")
+    halted = table("Paused and parked", "until", "why")
     for row in snapshot["paused"]:
         halted.add_row(f"queue {row['queue']}", row["until"], row["reason"])
     for row in snapshot["parked"]:

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import typer
-from rich.table import Table
 from typer import Option
 
 from worker.accounts import FOREVER
-from worker.cli.common import AsJson, console, open_app, out, out_json, uuid
+from worker.cli.common import AsJson, console, open_app, out, out_json, table, uuid
 from worker.errors import ConfigError, NotFound
 from worker.pauses import EVERYTHING
 
@@ -128,14 +127,14 @@ def peek(
     if json:
         out_json(rows)
         return
-    table = Table("id", "queue", "account", "kind", "entity", "tries", "due", "changed", "error")
+    drawn = table("id", "queue", "account", "kind", "entity", "tries", "due", "changed", "error")
     for row in rows:
-        table.add_row(
+        drawn.add_row(
             str(row["id"]), row["queue"], str(row["account_id"]), f"{row['entity_type']}/{row['operation']}",
             row["entity_id"], str(row["attempts"]), f"{row['scheduled_at']:%F %T}", f"{row['updated_at']:%F %T}",
             row["error"] or "",
         )  # fmt: skip
-    console().print(table)
+    console().print(drawn)
 
 
 @group.command()
@@ -146,11 +145,11 @@ def stats(json: AsJson = False) -> None:
     if json:
         out_json({name: snapshot[name] for name in ("totals", "queues", "accounts", "paused", "parked", "unheard")})
         return
-    table = Table("queue", *_STATUSES, "oldest pending, s")
+    drawn = table("queue", *_STATUSES, "oldest pending, s")
     for row in snapshot["queues"]:
         oldest = "" if row["oldest_seconds"] is None else f"{row['oldest_seconds']:.0f}"
-        table.add_row(row["queue"], *(str(row[status]) for status in _STATUSES), oldest)
-    console().print(table)
+        drawn.add_row(row["queue"], *(str(row[status]) for status in _STATUSES), oldest)
+    console().print(drawn)
 
 
 @group.command()
@@ -168,11 +167,11 @@ def history(id: Annotated[int, typer.Argument(metavar="ID")], json: AsJson = Fal
     for name in fields:
         if row[name] not in (None, ""):
             out(f"{name}: {row[name]}")
-    table = Table("at", "how", "attempt", "began", "worker", "host", "class", "error")
+    drawn = table("at", "how", "attempt", "began", "worker", "host", "class", "error")
     for entry in row["history"] or []:
-        table.add_row(*(_text(entry, name) for name in (
+        drawn.add_row(*(_text(entry, name) for name in (
             "at", "how", "attempt", "started_at", "worker", "host", "class", "error")))  # fmt: skip
-    console().print(table)
+    console().print(drawn)
 
 
 group.command()(retry)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cryptography.fernet import Fernet
 from typer import Option
 
 from worker import db, scheduler
@@ -155,6 +154,8 @@ def health(
 
 def key() -> None:
     """Print a new APP_KEY."""
+    from cryptography.fernet import Fernet
+
     out(Fernet.generate_key().decode())
 
 

@@ -23,9 +23,9 @@ import requests
 from cryptography.fernet import Fernet
 
 from worker import db
-from worker.accounts import LinkSettings
 from worker.app import App
 from worker.demo.postgres import EmbeddedPostgres
+from worker.links import LinkSettings
 from worker.settings import ENV_FILE, Settings
 
 _START = 60.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from worker.accounts import LinkSettings
+from worker.links import LinkSettings
 from worker.mappings import Body
 from worker.moysklad import Client, id_of
 

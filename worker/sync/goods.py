@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID, uuid5
 
-from worker.accounts import LinkSettings
 from worker.errors import Permanent
+from worker.links import LinkSettings
 from worker.mappings import Body
 from worker.moysklad import id_of
 from worker.sync.entities import Ids
