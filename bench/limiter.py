@@ -6,7 +6,8 @@ Processes that send as fast as they may, over connections of their own, to one p
 clocks are hours apart. The last line:
 {"utilisation","responses_429","max_units_3s","max_parallel","acquire_p99_ms",...}. `utilisation` is the units used
 after the first window over those allowed (with --foreign: left by the neighbour, with --latency: at most what five at
-once can carry); `acquire_p99_ms` what one question to the store takes, waiting not counted.
+once can carry); `acquire_p99_ms` what one question to the store takes, waiting not counted, and `bare_p99_ms` what
+one takes that wants nothing (`select 1`, PING), asked meanwhile by the same processes: that much is the machine's.
 
 `--kill` kills two thirds of the processes with -9 at random moments: `recovered_s` is how long after the last death
 a whole window was used to 95 %. `--compare` lets pyrate-limiter and limits do the same on the same store, as far as
@@ -58,6 +59,7 @@ AXES = ("store", "latency", "weight", "processes")
 def work(env: dict[str, str], account: UUID, threads: int, hours: float, stop: Path, results: Any) -> None:
     """One process on a host whose clock is off by so many hours: send until told, timing each question asked."""
     times: list[float] = []
+    bare: list[float] = []
     with App(Settings.from_env(env)) as app:
         telemetry.configure(app.settings, console=False)
         lease = Lease(app.db, queues=["bench"], name="bench", release="bench", seconds=10,
@@ -78,6 +80,16 @@ def work(env: dict[str, str], account: UUID, threads: int, hours: float, stop: P
 
         app.limiter.store.ask = timed  # type: ignore[method-assign]
 
+        def idle() -> None:
+            rng = random.Random(os.getpid())
+            nothing = _nothing(app)
+            while not stop.exists():
+                time.sleep(rng.uniform(0.1, 0.4))
+                began = time.perf_counter()
+                nothing()
+                if time.monotonic() > warm:
+                    bare.append(time.perf_counter() - began)
+
         def send() -> None:
             nonlocal warm
             warm = time.monotonic() + WARM_UP
@@ -88,9 +100,25 @@ def work(env: dict[str, str], account: UUID, threads: int, hours: float, stop: P
                     except TaskError as error:
                         time.sleep(min(getattr(error, "wait", 0.1), 1))
 
+        beside = threading.Thread(target=idle)
+        beside.start()
         _run(send, threads, stop)
+        beside.join()
         lease.stop()
-    results.put(times)
+    results.put((times, bare))
+
+
+def _nothing(app: App) -> Callable[[], object]:
+    """A round trip to the limiter's store."""
+    if isinstance(app.limiter.store, limiter.DatabaseStore):
+        return lambda: _select_1(app)
+    redis: Any = app.limiter.store
+    return lambda: redis._redis.ping()
+
+
+def _select_1(app: App) -> None:
+    with app.db.connection() as conn:
+        conn.execute("select 1")
 
 
 def work_like(name: str, env: dict[str, str], url: str, weight: int, threads: int, stop: Path, results: Any) -> None:
@@ -111,7 +139,7 @@ def work_like(name: str, env: dict[str, str], url: str, weight: int, threads: in
                 session.get(f"{url}/entity/country", params={"limit": 1}, timeout=30)
 
     _run(send, threads, stop)
-    results.put(times)
+    results.put((times, []))
 
 
 def _run(send: Callable[[], None], threads: int, stop: Path) -> None:
@@ -295,7 +323,8 @@ def _measure(given: argparse.Namespace, name: str, url: str, redis: str, root: s
     after, ended = _ledger(root), time.monotonic()
     stop.touch()
     living = [process for process in processes if process.pid not in dead]
-    times = sorted(one for _ in living for one in results.get(timeout=60))
+    told = [results.get(timeout=60) for _ in living]
+    times, bare = (sorted(itertools.chain(*lists)) for lists in zip(*told, strict=True))
     for process in processes:
         process.join()
     final = _ledger(root)
@@ -307,13 +336,21 @@ def _measure(given: argparse.Namespace, name: str, url: str, redis: str, root: s
         "responses_429": final["responses_429"],
         "max_units_3s": final["max_units_3s"],
         "max_parallel": final["max_parallel"],
-        "acquire_p99_ms": round(times[int(len(times) * 0.99)] * 1000, 2),
-        "acquire_p50_ms": round(times[len(times) // 2] * 1000, 2),
+        "acquire_p99_ms": _ms(times, 0.99),
+        "acquire_p50_ms": _ms(times, 0.5),
+        "bare_p99_ms": _ms(bare, 0.99),
+        "bare_p50_ms": _ms(bare, 0.5),
+        "asks": len(times),
         "requests": final["requests"],
         "refused_share": round(refused / ours, 4) if ours else None,
         "kill_switch": len(final["kill_switch"]),
         **report,
     }
+
+
+def _ms(times: list[float], part: float) -> float | None:
+    """A quantile of sorted seconds, in milliseconds."""
+    return round(times[int(len(times) * part)] * 1000, 2) if times else None
 
 
 def _allowed(given: argparse.Namespace) -> float:

@@ -231,6 +231,12 @@ def patiently(
     Raises what the server raised once `give_up()` is true, and at once what is `refused`.
     """
 
+    try:
+        return work()  # most often all there is to do, and less than what the loop below takes to be built
+    except away as error:
+        if give_up() or refused(error):
+            raise
+
     def tell(details: Any) -> None:
         if details["tries"] in (1, 10) or details["tries"] % 100 == 0:
             emit(event, level="warning", tries=details["tries"], reason=str(details["exception"]))

@@ -785,13 +785,14 @@ def test_a_turn_carries_what_the_answer_said() -> None:
 
 
 def test_a_short_wait_is_slept_and_asked_again() -> None:
-    """With the same ticket, at least every half second."""
+    """With the same ticket, at least once a second, and not all who wait at the same moments."""
     store, slept = Script([Answer(False, 0.2, "window"), Answer(False, 2.5, "paused"), GO]), list[float]()
 
     with Limiter(store, clock=lambda: 0.0, sleep=slept.append).acquire(account()):
         pass
 
-    assert slept == [0.2, 0.5]  # then it looks again
+    assert slept[0] == 0.2
+    assert 0.5 < slept[1] < 1  # then it looks again
     assert len({ask.ticket for ask in store.asked}) == 1
 
 

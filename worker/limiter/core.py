@@ -19,7 +19,8 @@ from worker.limiter.contract import BREATH, FRESH_LAG, LAG, LONG, WINDOW, Ask, L
 from worker.telemetry import emit
 
 _LOOK = 0.5
-"""Seconds somebody waits for its turn between two looks: requests that end early bring it forward."""
+"""Seconds somebody waits for its turn between two looks, up to twice that: requests that end early bring it forward.
+Not all at the same moments, as the even pace would have it."""
 _REAP = 1.0
 """Seconds somebody waits for a slot between two looks for dead holders."""
 
@@ -134,7 +135,7 @@ class Limiter:
                     f"the limiter lets account {ask.account} send again in {answer.wait:.1f} s", answer.wait
                 )
             else:
-                self._sleep(min(answer.wait, _LOOK))
+                self._sleep(min(answer.wait, _LOOK * self._rng.uniform(1, 2)))
 
     def _learn(self, account: Account, learned: Learned) -> None:
         known = self._known.get(account.principal, Learned())

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID, uuid4
 
-from worker.db import AWAY, Connection, Database, patiently
+from worker.db import AWAY, Connection, Database, fetch_quick, patiently
 from worker.limiter.contract import CATCH_UP, FORGOTTEN, PARALLEL, PATIENCE, Answer, Ask, Learned
 from worker.queues.database import LOCK_CLASS
 from worker.telemetry import emit
@@ -32,31 +32,29 @@ class DatabaseStore:
         self.worker: int | None = None
 
     def ask(self, ask: Ask, *, reap: bool = False) -> Answer:
-        row = patiently(
-            lambda: self._db.fetch(
-                "ask",
-                ticket=ask.ticket,
-                principal=ask.principal,
-                account=ask.account,
-                units=ask.units,
-                urgent=ask.urgent,
-                lag=ask.lag,
-                longest=ask.longest,
-                worker=self.worker,
-                channel=getattr(self._local, "channel", None),
-                reap=reap,
-                lock_class=LOCK_CLASS,
-                ttl=self._ttl,
-                budget=ask.budget,
-                window=ask.window,
-                parallel=ask.parallel,
-                account_parallel=ask.account_parallel,
-                poll=_DEAF if self._deaf else _HEARD,
-                patience=PATIENCE,
-                catch_up=CATCH_UP,
-            )
-        )[0]
-        return Answer(row["granted"], max(0.0, float(row["wait"])), row["reason"])
+        granted, wait, reason = self._quick(
+            "ask",
+            ticket=ask.ticket,
+            principal=ask.principal,
+            account=ask.account,
+            units=ask.units,
+            urgent=ask.urgent,
+            lag=ask.lag,
+            longest=ask.longest,
+            worker=self.worker,
+            channel=getattr(self._local, "channel", None),
+            reap=reap,
+            lock_class=LOCK_CLASS,
+            ttl=self._ttl,
+            budget=ask.budget,
+            window=ask.window,
+            parallel=ask.parallel,
+            account_parallel=ask.account_parallel,
+            poll=_DEAF if self._deaf else _HEARD,
+            patience=PATIENCE,
+            catch_up=CATCH_UP,
+        )
+        return Answer(granted == b"t", max(0.0, float(wait or 0)), reason.decode() if reason else None)
 
     def await_slot(self, ask: Ask, seconds: float) -> None:
         ear: Connection | None = getattr(self._local, "ear", None)
@@ -72,6 +70,15 @@ class DatabaseStore:
             emit("limiter.deaf", level="warning", reason=str(error).strip())
             self._local.ear = self._local.channel = None
             self._sleep(min(seconds, _DEAF))
+
+    def _quick(self, name: str, **params: object) -> list[bytes | None]:
+        texts = {field: None if value is None else str(value) for field, value in params.items()}
+
+        def once() -> list[bytes | None]:
+            with self._db.connection() as conn:
+                return fetch_quick(conn, name, **texts)
+
+        return patiently(once)
 
     def _listen(self) -> None:
         """Open this thread's own ear, and find out whether it hears."""
@@ -89,8 +96,8 @@ class DatabaseStore:
     def free(self, ask: Ask, limit: int | None, remaining: int | None) -> Learned:
         given = {"ticket": ask.ticket, "limit": limit, "remaining": remaining}
         numbers = {"budget": ask.budget, "window": ask.window, "lag": ask.lag}
-        row = patiently(lambda: self._db.fetch("free", **given, **numbers))[0]
-        return Learned(row["weight"], row["neighbour"] or 0)
+        weight, neighbour = self._quick("free", **given, **numbers)
+        return Learned(int(weight) if weight else None, int(neighbour or 0))
 
     def cancel(self, ask: Ask) -> None:
         patiently(lambda: self._db.fetch("cancel", ticket=ask.ticket))
