@@ -304,6 +304,36 @@ def test_a_good_program_file_is_taken(tmp_path: Path) -> None:
     assert check(tmp_path / "good.ini") == ""
 
 
+def test_a_run_ends_with_the_seconds_of_each_play(tmp_path: Path) -> None:
+    """The batches of a play are added up, in the order of the plays."""
+    plays = [
+        {
+            "name": name,
+            "hosts": hosts,
+            "gather_facts": False,
+            "serial": 1,
+            "tasks": [{"pause": {"seconds": 1}, "delegate_to": "localhost"}],
+        }
+        for name, hosts in (("First", "a,b"), ("Second", "a"))
+    ]
+    (tmp_path / "play.yml").write_text(json.dumps(plays))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "a,b,", "-c", "local", tmp_path / "play.yml"],
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "NO_COLOR": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    lines = [line.split(maxsplit=1) for line in done.stdout.partition("SECONDS ***")[2].splitlines()[1:] if line]
+    assert [name for _, name in lines] == ["First", "Second", "all of it"], done.stdout + done.stderr
+    first, second, whole = (float(seconds) for seconds, _ in lines)
+    assert first >= 2
+    assert second >= 1
+    assert whole == pytest.approx(first + second, abs=0.2)
+
+
 @pytest.mark.parametrize("config", [".ansible-lint", ".yamllint"])
 def test_lint_skips_nothing(config: str) -> None:
     """No rule is switched off for everybody, and none in a line."""
