@@ -1,6 +1,7 @@
 """Work without end: `load.py SIMULATOR MAIN` changes goods of main and has them synced, until TERM.
 
-What a round enqueues goes where the env file says at that moment, as with every producer.
+What a round enqueues goes where the env file says at that moment, as with every producer. After each it looks whether
+anything waits that no living worker listens to. What it has done and seen is in /root/load.json.
 """
 
 import itertools
@@ -12,10 +13,13 @@ import sys
 import time
 import urllib.request
 
+WORKER = "/usr/local/sbin/moysklad-worker"
+SEEN = pathlib.Path("/root/load.json")
+
 
 def main(simulator, account):
-    """Sixty goods a round; the number of rounds is in /root/load.rounds."""
-    told = []
+    """Sixty goods a round."""
+    told, unheard = [], []
     signal.signal(signal.SIGTERM, lambda *_: told.append(True))
     for number in itertools.count(1):
         if told:
@@ -23,8 +27,10 @@ def main(simulator, account):
         order = json.dumps({"account": account, "count": 60, "seed": number}).encode()
         request = urllib.request.Request(f"{simulator}/_control/mutate", order, {"Content-Type": "application/json"})
         urllib.request.urlopen(request, timeout=30).read()
-        subprocess.run(["/usr/local/sbin/moysklad-worker", "sync", account], check=True, stdout=subprocess.DEVNULL)
-        pathlib.Path("/root/load.rounds").write_text(str(number))
+        subprocess.run([WORKER, "sync", account], check=True, stdout=subprocess.DEVNULL)
+        snapshot = subprocess.run([WORKER, "monitor", "--once", "--json"], check=True, capture_output=True).stdout
+        unheard += json.loads(snapshot)["unheard"]
+        SEEN.write_text(json.dumps({"rounds": number, "unheard": unheard}))
         time.sleep(0.5)
 
 
