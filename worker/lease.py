@@ -28,8 +28,11 @@ _WATCH = 1.0
 """Seconds between two calls of `watch`."""
 _LOOK = 1.8
 """Seconds between two looks whether another worker has died."""
-_POOLED = 12.0
-"""Seconds a lease lasts at most where nothing else tells of a death."""
+_AGAIN = 0.2
+"""... when one has just been seen dead: others may have died with it, or be in the hands of one who is busy."""
+_POOLED = 9.0
+"""Seconds a lease lasts at most where nothing else tells of a death: with a look and `--sleep`, which is how the next
+worker hears of what was put back, less than 15."""
 
 
 class Lease:
@@ -129,11 +132,11 @@ class Lease:
             now = time.monotonic()
             if now >= look:
                 with conn.transaction():  # one for both, where a heartbeat is due before the next look
-                    self._look(conn)
+                    dead = fetch(conn, "dead_workers", lock_class=LOCK_CLASS, now=None)
                     if now + _LOOK > beat:
                         self._heartbeat(conn)
                         beat = now + self._seconds / 3
-                look = now + _LOOK
+                look = now + (_AGAIN if dead and self._tell_of_death() else _LOOK)
             elif now >= beat:
                 self._heartbeat(conn)
                 beat = now + self._seconds / 3
@@ -146,10 +149,13 @@ class Lease:
         self._count(conn)
         fetch(conn, "unregister_worker", worker=self.worker)
 
-    def _look(self, conn: Connection) -> None:
-        if fetch(conn, "lock_dead_workers", lock_class=LOCK_CLASS, now=None):
-            self.dead = True
-            self.wake.put("dead")
+    def _tell_of_death(self) -> bool:
+        """Whether it is news: who is busy has not yet taken up the last."""
+        if self.dead:
+            return False
+        self.dead = True
+        self.wake.put("dead")
+        return True
 
     def _heartbeat(self, conn: Connection) -> None:
         alive = fetch_one(conn, "heartbeat", **self._beat())

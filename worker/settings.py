@@ -139,7 +139,7 @@ class Settings:
     """PostgreSQL 14 to 18, `postgresql://user:password@host/database`."""
     DATABASE_LISTEN_URL: Secret | None = _setting(_or_none(_postgresql), None)
     """The same database without a pooler in between, for LISTEN and the workers' session locks, where DATABASE_URL
-    leads to PgBouncer or its like. Without it workers there poll, and a killed one is noticed after 12 seconds."""
+    leads to PgBouncer or its like. Without it workers there poll, and a killed one is noticed after 9 seconds."""
     QUEUE_CONNECTION: Literal["database", "redis", "sync"] = _setting(
         _one_of("database", "redis", "sync"), "database"
     )

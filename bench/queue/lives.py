@@ -101,14 +101,19 @@ class Rescue:
     """Number of the attempt that each ran in then."""
 
 
-def rescue(url: str, *, workers: int = 4, tasks: int = 10, pause: float = 1.0, seed: int = 1) -> Rescue:
-    """Kill so many workers, each with so many tasks running, all at once; as many idle ones are there."""
+def rescue(url: str, *, accounts: int = 4, tasks: int = 10, pause: float = 1.0, seed: int = 1) -> Rescue:
+    """Kill all workers at once while they run so many tasks of so many accounts; as many idle ones are there.
+
+    Claims made at the same moment share an account's tasks, and a worker has one batch at a time: hence twice as many
+    workers as accounts.
+    """
+    workers = 2 * accounts
     with tempfile.TemporaryDirectory(prefix="bench-lives-", ignore_cleanup_errors=True) as folder:
         fleet = Fleet(url, Path(folder), hold=300, seed=seed)
         with fleet.zygote:
             victims = fleet.start(workers)
-            ours.enqueue(url, ours.tasks_of(workers, tasks))
-            wanted = workers * tasks
+            ours.enqueue(url, ours.tasks_of(accounts, tasks))
+            wanted = accounts * tasks
             _until(lambda: _running(fleet, victims) >= wanted, "the tasks' start", fleet.errors)
             heirs = fleet.start(workers)
             time.sleep(pause)

@@ -10,13 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
 from bench.queue import lives, ours
 from bench.queue.child import ROOT, together
 from bench.queue.measures import OURS, Bench, Samples, made
+from bench.queue.pooler import PGBOUNCER, pooled
 from bench.queue.server import sizes
 from worker.demo.stage import cpu_seconds, peak_rss_mb
 from worker.settings import Settings
@@ -72,18 +73,26 @@ def stop_seconds(process: subprocess.Popen[bytes]) -> float:
 
 
 def rescue(bench: Bench, times: int = 8) -> Samples:
-    """kill -9 of four workers with ten tasks running each: seconds until all run elsewhere, at random moments."""
-    found = []
-    rng = random.Random(times)
-    for seed in range(times):
-        with made(bench, OURS) as url:
-            found.append(lives.rescue(url, pause=rng.uniform(0.5, 2.5), seed=seed))
-    lost = sum(number != 1 for one in found for number in one.again.values())
-    return {
-        "ours.rescue.median_seconds": statistics.median(one.seconds for one in found),
-        "ours.rescue.max_seconds": max(one.seconds for one in found),
-        "ours.rescue.attempts_lost": lost,
-    }
+    """kill -9 of the workers that run ten tasks each of four accounts: seconds until all run elsewhere, at random
+    moments; also behind a pooler, where one is installed."""
+    ways: dict[str, Callable[[str], AbstractContextManager[str]]] = {"rescue": nullcontext}
+    if PGBOUNCER:
+        ways["rescue_pooled"] = pooled
+    samples = {}
+    for name, way in ways.items():
+        found = []
+        rng = random.Random(times)
+        for seed in range(times):
+            with made(bench, OURS) as direct, way(direct) as url:
+                found.append(lives.rescue(url, pause=rng.uniform(0.5, 4.5), seed=seed))
+        again = [number for one in found for number in one.again.values()]
+        samples |= {
+            f"ours.{name}.median_seconds": statistics.median(one.seconds for one in found),
+            f"ours.{name}.max_seconds": max(one.seconds for one in found),
+            f"ours.{name}.tasks_lost": sum(one.tasks for one in found) - len(again),
+            f"ours.{name}.attempts_lost": sum(number != 1 for number in again),
+        }
+    return samples
 
 
 def restarts(bench: Bench, number: int = 1000) -> Samples:

@@ -283,9 +283,7 @@ class Rig:
         conn = self._sessions.pop(worker)
         if how == "session":
             conn.close()
-            while worker not in {
-                row["id"] for row in self.db.fetch("lock_dead_workers", lock_class=LOCK_CLASS, now=PAST)
-            }:
+            while worker not in {row["id"] for row in self.db.fetch("dead_workers", lock_class=LOCK_CLASS, now=PAST)}:
                 time.sleep(0.001)
             return
         with self.db.connection() as other:

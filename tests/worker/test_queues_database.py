@@ -15,6 +15,7 @@ import pytest
 
 from worker.app import App
 from worker.db import Database, patiently
+from worker.lease import Lease
 from worker.queues import DatabaseQueue
 from worker.queues.lanes import AGEING, Lane
 from worker.task import Batch, Complete, NewTask, Priority, SyncGoods
@@ -253,3 +254,26 @@ def test_a_paused_queue_is_left_alone_until_its_time(app: App) -> None:
     later = queue.claim(["one", "two"], 7, limit=9, now=until + timedelta(seconds=1))
     assert later is not None
     assert [task.entity_id for task in later.tasks] == ["2", "3"]
+
+
+def test_a_death_that_is_told_can_be_rescued_from(app: App) -> None:
+    """At once, also while who has told of it looks again: a rescue passes over what is locked."""
+    with app.db.connection() as conn:
+        row = conn.execute(
+            "insert into workers (host, pid, name, queues, release, lease_until)"
+            " values ('h', 1, 'dead', '{*}', 'r', now()) returning id"
+        ).fetchone()
+    assert row is not None
+    app.queue.enqueue(goods("1", "2", "3"))
+    assert app.queue.claim(["*"], row["id"], limit=3)
+    held = Lease(
+        app.db, queues=["*"], name="w", release="r", seconds=1, counters=lambda: {"done": 0, "failed": 0},
+        count=lambda _: time.sleep(0.3),  # with each heartbeat, which such a lease has with each look
+    )  # fmt: skip
+    assert held.start()
+    try:
+        while held.wake.get(timeout=60) != "dead":
+            pass
+        assert app.queue.rescue() == 3
+    finally:
+        held.stop()

@@ -222,7 +222,7 @@ class DatabaseQueue(Directed):
 
     def rescue(self, *, now: datetime | None = None) -> int:
         with self._db.transaction() as conn:
-            dead = fetch(conn, "lock_dead_workers", lock_class=LOCK_CLASS, now=now)
+            dead = lock_dead_workers(conn, now)
             ids = [row["id"] for row in dead]
             rescued = _put_back(conn, "rescue", workers=ids, rescues=MAX_RESCUES, now=now)
             if dead:
@@ -458,6 +458,12 @@ def _stream(conn: Connection, name: str, line: Callable[[NewTask], str], tasks: 
     with conn.cursor() as cursor, cursor.copy(query(name)) as copy:
         for begin in range(0, len(tasks), _COPY_PORTION):
             copy.write("".join(map(line, tasks[begin : begin + _COPY_PORTION])))
+
+
+def lock_dead_workers(conn: Connection, now: datetime | None) -> list[dict[str, Any]]:
+    """Dead workers (id, host, pid) that nobody else is burying, until the transaction ends."""
+    dead = fetch(conn, "dead_workers", lock_class=LOCK_CLASS, now=now)
+    return fetch(conn, "lock_workers", workers=[row["id"] for row in dead]) if dead else []
 
 
 def _put_back(conn: Connection, name: str, **params: Any) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from uuid import UUID
 from worker.db import AWAY, Connection, Database, fetch, query
 from worker.errors import NotFound
 from worker.queues.contract import COUNTED, VERBS, Cancelled, Effect, Ended
-from worker.queues.database import LOCK_CLASS, MAX_RESCUES
+from worker.queues.database import MAX_RESCUES, lock_dead_workers
 from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
 from worker.queues.routing import Route, listens
@@ -385,7 +385,7 @@ class RedisQueue(Directed):
         self._relay()
         rescued, buried = 0, []
         with self._db.transaction() as conn:
-            for row in fetch(conn, "lock_dead_workers", lock_class=LOCK_CLASS, now=now):
+            for row in lock_dead_workers(conn, now):
                 number = self._rescue(row["id"], row["host"], now)
                 if number is not None:
                     rescued += number

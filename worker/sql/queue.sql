@@ -315,20 +315,23 @@ where q.ctid = mine.place
   and case when q.attempts = c.attempts then q.worker = %(worker)s end
 returning q.id;
 
--- name: lock_dead_workers
+-- name: dead_workers
 -- Workers whose lease is over, or whose session is gone: the lock of a killed process is free at once.
 -- A start of the server ends all sessions, so the lock tells only of workers heard of since; behind a pooler nobody
 -- has one.
-select id, host, pid, name, extract(epoch from coalesce(%(now)s, now()) - seen_at)::float as silent
-from workers w
+select id from workers w
 where lease_until < coalesce(%(now)s, now())
    or (not pooled and seen_at > pg_postmaster_start_time()
        and not exists (
            select from pg_locks l
            where l.locktype = 'advisory' and l.classid = %(lock_class)s and l.objid = w.id::integer::oid
              and l.objsubid = 2 and l.granted
-             and l.database = (select oid from pg_database where datname = current_database())))
-for update skip locked;
+             and l.database = (select oid from pg_database where datname = current_database())));
+
+-- name: lock_workers
+-- Of these workers, those that nobody else is burying: apart from the look, which every worker takes all the time, and
+-- whose locks would have a rescue pass them by.
+select id, host, pid from workers where id = any(%(workers)s::bigint[]) for update skip locked;
 
 -- name: rescue
 -- Takes the claims of dead workers back. A death is not counted as an attempt but as a rescue: the next
