@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,8 +49,13 @@ class Counter:
         with self._lock:
             return dict(self._counts)
 
-    def _series(self, values: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        return tuple(sorted(zip(self._labels, values, strict=True)))
+    def _series(self, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        return _series(self._labels, values)
+
+
+@lru_cache(maxsize=4096)
+def _series(labels: tuple[str, ...], values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(zip(labels, values, strict=True)))
 
 
 class Histogram(Counter):

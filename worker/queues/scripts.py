@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 from uuid import UUID
@@ -47,6 +49,8 @@ _ALONE = ("enqueue_one",)
 """Scripts that do without the common part."""
 _AT_ONCE = 200
 """Accounts that one script looks through."""
+_WARM = 0.5
+"""Seconds for which a connection is taken to be still open."""
 _OPTIONS: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 10}
 
 
@@ -62,10 +66,16 @@ class Scripts:
         self._lock = threading.Lock()
         self._one: Redis | None = None
         self._cluster: RedisCluster | None = None
+        self._warm: defaultdict[ConnectionPool, list[tuple[Any, float]]] = defaultdict(list)
 
     def run(self, name: str, account: UUID, *values: Any) -> Any:
         """The script's answer for that account."""
-        (answer,) = self._all([(name, [key_of(account)], values)])
+        call = name, [key_of(account)], values
+        if not self._connected() and self._one is not None:
+            (answer,) = self._send(self._one.connection_pool, [call])
+            if not isinstance(answer, _ELSEWHERE):
+                return _said(answer)
+        (answer,) = self._all([call])
         return answer
 
     def run_all(self, calls: Sequence[tuple[str, UUID, Sequence[Any]]]) -> list[Any]:
@@ -97,6 +107,7 @@ class Scripts:
                 if client is not None:
                     client.close()
             self._one = self._cluster = None
+            self._warm.clear()
 
     def _connected(self) -> bool:
         """Be connected; whether it is a cluster."""
@@ -129,13 +140,9 @@ class Scripts:
                 break
             self._refresh()
             time.sleep(0.01 * attempt)
-        for answer in answers:
-            if isinstance(answer, _AWAY):
-                self._refresh()
-                raise QueueAway(f"Redis is away: {answer}") from answer
-            if isinstance(answer, RedisError):
-                raise answer
-        return answers
+        if any(isinstance(answer, _AWAY) for answer in answers):
+            self._refresh()
+        return [_said(answer) for answer in answers]
 
     def _send(self, pool: ConnectionPool, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
         answers = self._exchange(
@@ -153,21 +160,34 @@ class Scripts:
         """What the server says to each, errors of its own included; without the client's own repetitions, since most
         transitions may not be repeated blindly."""
         try:
-            connection: Any = pool.get_connection()
+            connection = self._borrow(pool)
         except _AWAY as error:
             self._refresh()
             raise QueueAway(f"Redis is away: {error}") from error
         try:
             connection.send_packed_command(connection.pack_commands(commands))
-            return [_read(connection) for _ in commands]
+            answers = [_read(connection) for _ in commands]
         except BaseException as error:
             connection.disconnect()
+            pool.release(connection)
             if isinstance(error, _AWAY):
                 self._refresh()
                 raise QueueAway(f"Redis is away: {error}") from error
             raise
-        finally:
-            pool.release(connection)
+        self._warm[pool].append((connection, time.monotonic()))
+        return answers
+
+    def _borrow(self, pool: ConnectionPool) -> Any:
+        """A connection that was in use a moment ago, else one of the pool, which makes sure first that it is still
+        open and takes as long for it as many a script."""
+        warm = self._warm[pool]
+        with suppress(IndexError):
+            while True:
+                connection, used = warm.pop()
+                if time.monotonic() < used + _WARM and connection.pid == os.getpid():
+                    return connection
+                pool.release(connection)
+        return pool.get_connection()
 
     def _pool(self, key: str) -> ConnectionPool:
         if self._cluster is None:
@@ -193,6 +213,14 @@ class Scripts:
 def key_of(account: UUID) -> str:
     """What an account's keys begin with: the braces keep them in one slot of a cluster."""
     return f"queue:{{{account}}}"
+
+
+def _said(answer: Any) -> Any:
+    if isinstance(answer, _AWAY):
+        raise QueueAway(f"Redis is away: {answer}") from answer
+    if isinstance(answer, RedisError):
+        raise answer
+    return answer
 
 
 def _read(connection: Any) -> Any:
