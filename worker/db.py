@@ -137,6 +137,14 @@ class Database:
         with self.connection() as conn:
             return fetch(conn, name, **params)
 
+    def fetch_quick(self, name: str, /, **params: str | None) -> list[bytes | None]:
+        """See `fetch_quick`. The pool's context manager would end a transaction that there is not."""
+        conn = self._pool.getconn()
+        try:
+            return fetch_quick(conn, name, **params)
+        finally:
+            self._pool.putconn(conn)
+
     def close(self) -> None:
         """Close every connection."""
         self._pool.close(timeout=2)

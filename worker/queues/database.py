@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg.errors import DeadlockDetected, UniqueViolation
 from psycopg.rows import tuple_row
 
-from worker.db import Connection, Database, fetch, fetch_one, fetch_quick, query
+from worker.db import Connection, Database, fetch, fetch_one, query
 from worker.errors import NotFound
 from worker.queues.contract import COUNTED, VERBS, Cancelled, Effect, Ended
 from worker.queues.directed import Directed
@@ -31,7 +31,8 @@ MAX_RESCUES = 20
 for the innocent, whose workers are killed by something else."""
 
 _BULK = 100
-_COPY_AT_ONCE = 20_000
+_COPY_AT_ONCE = 50_000
+"""Tasks held at once, sorted by account: each then goes beside the one before it in the indexes."""
 _COPY_PORTION = 500
 NULL = r"\N"
 _TASK_FIELDS = len(Task.__dataclass_fields__)
@@ -71,21 +72,19 @@ class DatabaseQueue(Directed):
 
     def _insert_one(self, task: NewTask) -> tuple[int, set[str]]:
         queue = self._route(task.entity_type, task.account_id)
-        with self._db.connection() as conn:
-            added, _ = fetch_quick(
-                conn,
-                "enqueue_one",
-                queue=queue,
-                account_id=str(task.account_id),
-                entity_type=task.entity_type,
-                entity_id=task.entity_id,
-                operation=task.operation,
-                priority=str(task.priority),
-                payload=to_json(task.payload),
-                run_id=_text_or_null(task.run_id),
-                max_attempts=_text_or_null(task.max_attempts),
-                scheduled_at=_text_or_null(task.scheduled_at),
-            )
+        added, _ = self._db.fetch_quick(
+            "enqueue_one",
+            queue=queue,
+            account_id=str(task.account_id),
+            entity_type=task.entity_type,
+            entity_id=task.entity_id,
+            operation=task.operation,
+            priority=str(task.priority),
+            payload=to_json(task.payload),
+            run_id=_text_or_null(task.run_id),
+            max_attempts=_text_or_null(task.max_attempts),
+            scheduled_at=_text_or_null(task.scheduled_at),
+        )
         return int(added or 0), {queue}
 
     def _insert(
@@ -127,7 +126,7 @@ class DatabaseQueue(Directed):
         added = 0
         lines = _Lines(self._route, now)
         with nullcontext(within) if within else self._db.transaction() as conn:
-            while part := list(islice(tasks, _COPY_AT_ONCE)):
+            while part := sorted(islice(tasks, _COPY_AT_ONCE), key=_account):
                 try:
                     with conn.transaction():
                         _stream(conn, "copy_tasks", lines, part)
@@ -400,6 +399,10 @@ def _tuples(conn: Connection, name: str, params: Mapping[str, Any]) -> list[tupl
     """`fetch` for many rows."""
     with conn.cursor(row_factory=tuple_row) as cursor:
         return cursor.execute(query(name), params).fetchall()
+
+
+def _account(task: NewTask) -> int:
+    return task.account_id.int
 
 
 def _text_or_null(value: object) -> str | None:
