@@ -128,6 +128,7 @@ class Lease:
         look = time.monotonic() + random.uniform(0, _LOOK)  # not all workers of a host at once
         while not self._over.is_set():
             select.select([conn.fileno(), self._nudged.fileno()], [], [], self._pause(min(beat, look)))
+            restart = self._hear(conn)
             self._watch()
             now = time.monotonic()
             if now >= look:
@@ -140,14 +141,20 @@ class Lease:
             elif now >= beat:
                 self._heartbeat(conn)
                 beat = now + self._seconds / 3
-            heard = list(conn.notifies(timeout=0))
-            if any(note.channel == "workers" for note in heard):
+            if self._hear(conn) or restart:  # what came meanwhile makes the connection readable no more
                 beat = 0.0
-            for note in heard:
-                if note.channel == "sync_queue" and listens(self._who["queues"], note.payload.partition("\t")[0]):
-                    self.wake.put(note.payload)
         self._count(conn)
         fetch(conn, "unregister_worker", worker=self.worker)
+
+    def _hear(self, conn: Connection) -> bool:
+        """Pass on that something was enqueued; whether a restart was asked for."""
+        restart = False
+        for note in conn.notifies(timeout=0):
+            if note.channel == "workers":
+                restart = True
+            elif listens(self._who["queues"], note.payload.partition("\t")[0]):
+                self.wake.put(note.payload)
+        return restart
 
     def _tell_of_death(self) -> bool:
         """Whether it is news: who is busy has not yet taken up the last."""

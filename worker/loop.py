@@ -15,6 +15,7 @@ from worker.db import AWAY
 from worker.executor import Executor
 from worker.lease import Lease, rss_mb
 from worker.queues import Queue
+from worker.task import Batch
 from worker.telemetry import emit
 
 EXIT_OK = 0
@@ -29,6 +30,8 @@ _CONTENDED = 0.05
 _LOOKS = (0.0, 0.02, 0.2)
 """Seconds between the looks of a worker that has nothing to do, before it sleeps for good: what was enqueued while it
 said that it sleeps woke nobody."""
+_LOOK = 1.0
+"""Seconds for which a worker that is told of each task trusts that there are no others."""
 _STREAK = 3
 """Batches in a row after which a worker counts as busy, and is not woken."""
 
@@ -122,6 +125,8 @@ class Loop:
         tidy_at = float("-inf")
         worked = False
         empty_since = began
+        heard = 0
+        look_at = began
         while True:
             if self._signals:
                 return "signal", EXIT_OK
@@ -165,7 +170,13 @@ class Loop:
                 if options.rest:
                     self._rest(options.rest)
                 empty_since = self._clock()
-                continue
+                told = asleep == self._lease.worker and heard == 1 and empty_since < look_at
+                if not (told and self._is_all(batch)):
+                    heard = 0
+                    continue
+                empty = len(_LOOKS)
+            else:
+                look_at = self._clock() + _LOOK
             empty += 1
             streak = 0
             idle_over = empty_since + options.stop_when_empty_for if options.stop_when_empty_for else float("inf")
@@ -177,12 +188,19 @@ class Loop:
                 # A claim under way at the same rows may be about to commit.
                 time.sleep(self._rng.uniform(0, _CONTENDED))
             elif empty <= len(_LOOKS):
-                if self._sleep(_LOOKS[empty - 1]):
+                heard = self._sleep(_LOOKS[empty - 1])
+                if heard:
                     empty = 0
             else:
                 until = min(self._clock() + options.sleep * self._rng.uniform(0.9, 1.1), over, tidy_at, idle_over)
-                self._sleep(max(0, until - self._clock()))
+                heard = self._sleep(max(0, until - self._clock()))
                 empty = len(_LOOKS)
+
+    def _is_all(self, batch: Batch) -> bool:
+        """Whether a worker that was told of one lane, while it is told of all, need not look for more after this."""
+        options = self._options
+        bounded = options.max_tasks or options.once or options.stop_when_empty
+        return batch.announced and len(batch.tasks) < options.batch and not bounded
 
     def _limit(self) -> int:
         options = self._options
@@ -190,17 +208,18 @@ class Loop:
             return options.batch
         return max(1, min(options.batch, options.max_tasks - self.done - self.failed))
 
-    def _sleep(self, seconds: float) -> bool:
-        """Sleep so long, or until woken; whether that was it."""
-        woken = False
+    def _sleep(self, seconds: float) -> int:
+        """Sleep so long, or until woken; how many news that were."""
+        heard = 0
         try:
             news = self._lease.wake.get(timeout=seconds)
-            woken = True
+            heard = 1
             self._queue.announce(self._lease.worker, news)
             while True:
                 self._lease.wake.get_nowait()
+                heard += 1
         except stdlib_queue.Empty:
-            return woken
+            return heard
 
     def _rest(self, seconds: float) -> None:
         """Sleep so long, whatever is enqueued; told to stop, no longer."""

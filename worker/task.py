@@ -202,6 +202,8 @@ class Batch:
 
     tasks: tuple[Task, ...]
     claimed_at: float = field(default=0.0, compare=False)
+    announced: bool = False
+    """Whether it comes from the lane that the worker had been told of."""
 
     @property
     def first(self) -> Task:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +22,14 @@ import pytest
 from cryptography.fernet import Fernet
 
 from tests.conftest import EQUAL, Family, Vendor
-from worker import db
+from worker import db, sync
 from worker.app import App
 from worker.demo.postgres import EmbeddedPostgres
+from worker.executor import Context, Settlement
+from worker.loop import Options
+from worker.queues import DatabaseQueue, Ended
 from worker.settings import Settings
-from worker.task import NewTask, Prepare
+from worker.task import Complete, NewTask, Prepare, SyncGoods, Task
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -380,3 +384,55 @@ def outage(family: Family, fleet: Fleet, postgres: EmbeddedPostgres) -> None:
     until(lambda: not app.queue.peek("pending"), "the next task")
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0
+
+
+def test_who_is_told_of_each_task_looks_once_a_second(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after every task; and so it finds, while they come, what nobody has told it of."""
+    done: list[str] = []
+
+    def handle(_: Context, tasks: Sequence[Task]) -> Iterator[Settlement]:
+        done.extend(task.entity_id for task in tasks)
+        yield Settlement([Ended(task, Complete("done")) for task in tasks])
+
+    monkeypatch.setitem(sync.HANDLERS, ("product", "sync"), handle)
+    looks: list[float] = []
+    look = DatabaseQueue._look
+    monkeypatch.setattr(DatabaseQueue, "_look", lambda *given: looks.append(time.monotonic()) or look(*given))
+    account, told = uuid4(), iter(range(10_000))
+
+    def tell() -> None:
+        name = f"told {next(told)}"
+        app.queue.enqueue([NewTask(account, "product", "sync", SyncGoods(account), entity_id=name)])
+        until(lambda: name in done, name)
+
+    def produce() -> None:
+        try:
+            with app.db.connection() as conn:
+                until(lambda: conn.execute("select from workers where asleep").fetchall(), "the sleep")
+            time.sleep(0.5)
+            before, began = len(looks), time.monotonic()
+            for _ in range(60):
+                tell()
+            found.append((len(looks) - before, time.monotonic() - began))
+            with app.db.connection() as conn:
+                conn.execute(
+                    "insert into sync_queue (queue, account_id, entity_type, entity_id, operation)"
+                    " values ('default', %s, 'product', 'untold', 'sync')",
+                    [uuid4()],
+                )
+            while "untold" not in done:
+                tell()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    found: list[tuple[int, float]] = []
+    producer = threading.Thread(target=produce)
+    loop = app.worker(Options(sleep=600))
+    producer.start()
+    assert loop.run() == 0
+    producer.join()
+
+    ((number, seconds),) = found
+    assert number <= 4 * (seconds + 1)  # each look that finds nothing is followed by up to three
+    assert number < 60 or seconds > 15
+    assert "untold" in done

@@ -72,7 +72,7 @@ class Directed(Queue):
         if announced and now is None and not seat.lanes:
             tasks = self._attempt(seat, announced, worker, limit, now)
             if tasks:
-                return self._batch(tasks)
+                return self._batch(tasks, announced=True)
         fresh = now is not None or not seat.lanes or self._clock() >= seat.look_at or seat.queues != tuple(queues)
         if fresh:
             self._see(seat, queues, now)
@@ -98,7 +98,7 @@ class Directed(Queue):
         seat.unanswered = None
         return tasks
 
-    def _batch(self, tasks: tuple[Task, ...]) -> Batch:
+    def _batch(self, tasks: tuple[Task, ...], *, announced: bool = False) -> Batch:
         first = tasks[0]
         emit(
             "task.claim",
@@ -109,7 +109,7 @@ class Directed(Queue):
             attempt=first.attempts,
             waited=max(task.waited for task in tasks),
         )
-        return Batch(tasks, self._clock())
+        return Batch(tasks, self._clock(), announced)
 
     def _see(self, seat: _Seat, queues: Sequence[str], now: datetime | None) -> None:
         began = self._clock()
