@@ -12,7 +12,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from worker.db import Connection, Database, fetch_one
+from worker.db import Connection, Database, fetch, fetch_one
 from worker.errors import ConfigError, Conflict, NotFound, Unauthorized
 from worker.telemetry import emit
 
@@ -126,9 +126,9 @@ class Accounts:
             raise NotFound(f"there is no account {id}; `accounts list` shows those known")
         emit("account.set_token", account=id)
 
-    def remove(self, id: UUID) -> None:
-        """Forget the account and everything kept for it; MoySklad is not touched. Raises NotFound."""
-        if not self._db.fetch("remove_account", id=id):
+    def remove(self, id: UUID, conn: Connection) -> None:
+        """Forget the account and what is known of its goods; MoySklad is not touched. Raises NotFound."""
+        if not fetch(conn, "remove_account", id=id):
             raise NotFound(f"there is no account {id}; `accounts list` shows those known")
         emit("account.remove", account=id)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from worker.accounts import FOREVER, Accounts
@@ -38,6 +39,7 @@ from worker.telemetry import emit
 
 if TYPE_CHECKING:
     from worker.moysklad import Client
+    from worker.queues.move import Move
 
 _DRAIN_LOOK = 0.2
 _CLAIM_SECONDS = 1.0
@@ -167,6 +169,28 @@ class App:
         self.runs.finish_all()
         return cancelled
 
+    @contextmanager
+    def moving(self, source: str) -> Iterator[Move]:
+        """What moves waiting tasks from `database` or `redis` to the other, wherever they belong now."""
+        from worker.queues.move import DatabaseSide, Move, RedisSide
+
+        if self.settings.REDIS_URL is None:
+            raise ConfigError("REDIS_URL is not set: it names the Redis or Valkey, redis://...")
+        with ExitStack() as stack:
+            redis = RedisSide(self.db, self.settings.REDIS_URL.get_secret_value(), self.route)
+            stack.callback(redis.close)
+            if source == "redis":
+                lease = self._lease((), "queue move", counters=lambda: {"done": 0, "failed": 0})
+                stack.callback(lease.stop)
+                lease.start()
+            yield Move(self.db, DatabaseSide(self.db, self.route), redis, lambda: lease.worker)
+
+    def remove_account(self, account: UUID) -> None:
+        """Forget an account and what waits for it. Raises NotFound."""
+        with self.db.transaction() as conn:
+            self.accounts.remove(account, conn)
+            self.queue.forget(account, conn)
+
     def pause(self, account: UUID, reason: str, until: datetime = FOREVER) -> None:
         """Claim none of the account's tasks before then. Raises NotFound."""
         self.accounts.role_of(account)
@@ -231,6 +255,10 @@ class App:
             deadline=deadline,
         )
 
+    def _lease(self, queues: Sequence[str], name: str, **callbacks: Any) -> Lease:
+        seconds = self.settings.LEASE_SECONDS
+        return Lease(self.db, queues=queues, name=name, release=release(), seconds=seconds, **callbacks)
+
     def worker(self, options: Options, *, name: str = "", rng: random.Random | None = None) -> Loop:
         """A worker process, ready to `run`. Raises ConfigError where tasks run at enqueue."""
 
@@ -243,16 +271,9 @@ class App:
         def lease(
             counters: Callable[[], dict[str, int]], watch: Callable[[], None], restart: Callable[[], None]
         ) -> Lease:
-            return Lease(
-                self.db,
-                queues=options.queues,
-                name=name or os.environ.get("SUPERVISOR_PROCESS_NAME", ""),
-                release=release(),
-                seconds=self.settings.LEASE_SECONDS,
-                counters=counters,
-                watch=watch,
-                restart=restart,
-                count=self.counts.add,
+            process = name or os.environ.get("SUPERVISOR_PROCESS_NAME", "")
+            return self._lease(
+                options.queues, process, counters=counters, watch=watch, restart=restart, count=self.counts.add
             )
 
         def on_register(worker: int) -> None:

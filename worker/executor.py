@@ -19,6 +19,7 @@ from worker.errors import (
     Interrupted,
     NotFound,
     Permanent,
+    QueueAway,
     RateLimited,
     Retryable,
     Skipped,
@@ -219,6 +220,8 @@ class Executor:
                 return Release()
             case Retryable():
                 return self._again(task, Retry(str(error), 0, type(error).__name__))
+            case QueueAway():
+                return Snooze(_DATABASE_WAIT, str(error))
             case _ if isinstance(error, AWAY) and not refused(error):
                 return Snooze(_DATABASE_WAIT, f"PostgreSQL was away: {error}")
             case _:

@@ -37,7 +37,8 @@ class Monitor:
         `unheard` (queues with pending tasks that no live worker listens to), `paused` (queue, until, reason)
         and `parked` (account, name, until, reason)."""
         rows = self._stats()
-        workers = [_plain(row) for row in self._db.fetch("workers")]
+        holders = self._queue.holders()
+        workers = [_plain(row | {"processing": holders[row["id"]]}) for row in self._db.fetch("workers")]
         names = {str(row["id"]): row for row in self._db.fetch("accounts")}
         accounts = _grouped(rows, "account_id")
         for entry in accounts:

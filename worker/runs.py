@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
@@ -34,7 +35,8 @@ class Runs:
             if covering:
                 return covering["id"], False
             id = uuid4()
-            if fetch(conn, "start_run", id=id, account=account, main=main, kind=PRODUCTS, requested_by=requested_by):
+            if fetch(conn, "start_run", id=id, account=account, main=main, kind=PRODUCTS, requested_by=requested_by,
+                     redis=self._queue.in_redis):  # fmt: skip
                 emit("run.start", run=id, account=account, by=requested_by)
                 return id, True
 
@@ -44,7 +46,13 @@ class Runs:
             row = fetch_one(conn, "run", id=id)
         if row is None:
             raise NotFound(f"there is no run {id}; `runs` lists the newest")
-        return row | {"counts": row["counts"] or self._queue.progress(id)}
+        return row | {"counts": row["counts"] or self._progress(row)}
+
+    def _progress(self, run: Mapping[str, Any]) -> dict[str, int]:
+        counts = Counter(self._queue.progress(run["id"]))
+        if not self._queue.in_redis:
+            counts.update(run["in_redis"] or {})
+        return dict(counts)
 
     def newest(self, account: UUID | None = None, limit: int = 20) -> list[dict[str, Any]]:
         """The newest runs, of an account or of all."""
@@ -60,8 +68,11 @@ class Runs:
             return
         going_on = self._queue.unfinished(list(ids), self._waiting())
         for id in ids:
-            if id not in going_on:
-                for row in self._db.fetch("finish_run", id=id, counts=Jsonb(self._queue.progress(id))):
+            if id in going_on:
+                continue
+            for run in self._db.fetch("run", id=id):
+                counts = Jsonb(self._progress(run))
+                for row in self._db.fetch("finish_run", id=id, counts=counts, redis=self._queue.in_redis):
                     emit("run.finish", run=id, account=row["account_id"], seconds=row["seconds"], **row["counts"])
 
     def _waiting(self) -> list[UUID]:

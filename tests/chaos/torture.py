@@ -147,6 +147,15 @@ def _set_clock(off: float) -> None:
             vars(module)["datetime"] = Elsewhere
 
 
+def mover(env: dict[str, str], source: str) -> int:
+    """Move what waits, as `queue move` does, in a process of its own."""
+    made = Settings.from_env(env)
+    telemetry.configure(made, console=False)
+    with App(made) as app, app.moving(source) as moving:
+        moving.run(source, 600)
+    return 0
+
+
 class RedisServer:
     """A Redis with AOF and few connections; what it has answered survives its death.
 
@@ -208,7 +217,8 @@ class Cell:
     off: dict[int, float]
     redis: RedisServer | None = None
     """Where the tasks live, if it is not PostgreSQL."""
-    over: threading.Event = field(default_factory=threading.Event)
+    drivers: Sequence[str] = ()
+    """Where the workers, in turn, look for tasks; all at the same place unless told."""
     counts: Counter[str] = field(default_factory=Counter)
 
     def keep_alive(self, over: threading.Event) -> None:
@@ -218,9 +228,8 @@ class Cell:
             alive = set(self.zygote.alive().values())
             for slot in range(WORKERS):
                 if str(slot) not in alive:
-                    self.zygote.start(
-                        str(slot), env=self.env, seed=rng.randrange(1 << 30), off=self.off.get(slot, 0.0)
-                    )
+                    env = self.env | {"QUEUE_CONNECTION": self.drivers[slot % len(self.drivers)]}
+                    self.zygote.start(str(slot), env=env, seed=rng.randrange(1 << 30), off=self.off.get(slot, 0.0))
                     self.counts["starts"] += 1
 
     def killer(self, over: threading.Event) -> None:
@@ -372,4 +381,4 @@ def cell(seed: int, folder: Path, driver: str = "database") -> Iterator[Cell]:
         app = stack.enter_context(App(Settings.from_env(env)))
         zygote = stack.enter_context(Zygote("tests.chaos.torture", "worker", folder / "stderr"))
         off = {random.Random(seed).randrange(WORKERS): random.Random(seed).choice((-HOUR, HOUR))}
-        yield Cell(seed, folder, env, postgres, app, zygote, off, redis)
+        yield Cell(seed, folder, env, postgres, app, zygote, off, redis, [driver])

@@ -136,13 +136,13 @@ def test_an_account_is_added_once(accounts: Accounts) -> None:
     assert accounts.get(MAIN).name == "Main"
 
 
-def test_unknown_accounts(accounts: Accounts) -> None:
+def test_unknown_accounts(app: App, accounts: Accounts) -> None:
     """Everything that needs one says that there is none."""
     calls = [
         lambda: accounts.get(NOBODY),
         lambda: accounts.role_of(NOBODY),
         lambda: accounts.set_token(NOBODY, "x"),
-        lambda: accounts.remove(NOBODY),
+        lambda: app.remove_account(NOBODY),
         lambda: accounts.link(NOBODY, CHILD),
         lambda: accounts.link(MAIN, NOBODY),
         lambda: accounts.unlink(MAIN, NOBODY),
@@ -277,7 +277,7 @@ def test_remove_forgets_what_was_kept_for_it(app: App, accounts: Accounts) -> No
         CHILD, UUID(int=5), UUID(int=6),
     )  # fmt: skip
 
-    accounts.remove(CHILD)
+    app.remove_account(CHILD)
 
     assert list(accounts.links()) == []
     assert rows(app, "select count(*) from mappings") == [(0,)]

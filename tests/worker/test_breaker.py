@@ -312,7 +312,7 @@ def commands(app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_a_removed_account_takes_its_breaker_along(app: App, breaker: Breaker, account: Account) -> None:
     """Nothing is left of it."""
     fail(breaker, account, ALIKE)
-    app.accounts.remove(account.id)
+    app.remove_account(account.id)
 
     with app.db.connection() as conn:
         assert conn.execute("select count(*) as n from breakers").fetchone() == {"n": 0}

@@ -149,6 +149,7 @@ AWAY = psycopg.OperationalError("gone")
         (errors.Interrupted(), Release()),
         (errors.Retryable("503"), Retry("503", 2, "Retryable")),
         (AWAY, Snooze(1, "PostgreSQL was away: gone")),
+        (errors.QueueAway("Redis is away: gone"), Snooze(1, "Redis is away: gone")),
         (psycopg.InterfaceError("closed"), Snooze(1, "PostgreSQL was away: closed")),
         (psycopg.errors.QueryCanceled("too long"), Retry("QueryCanceled: too long", 2, "QueryCanceled")),
         (ValueError("odd"), Retry("ValueError: odd", 2, "ValueError")),

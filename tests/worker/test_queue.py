@@ -1024,7 +1024,33 @@ def eventually(look: Callable[[], Any], seconds: float = 30) -> Any:
     return None
 
 
+def test_holders(bench: Bench) -> None:
+    """Which worker has how many tasks under way, of all accounts."""
+    bench.claimed("1", "2")
+    bench.add(good("3", B), good("4", C), good("waiting", scheduled_at=later(60)))
+    bench.claim(worker=1)
+    bench.claim(worker=2)
+
+    assert bench.queue.holders() == {1: 3, 2: 1}
+
+
 # What an operator does
+
+
+def test_what_waits_for_a_removed_account_goes(bench: Bench) -> None:
+    """Due, not due, and enqueued in a transaction; what is being processed ends by itself, others are left alone."""
+    (task,) = bench.claimed("claimed")
+    bench.add(good("waiting"), good("later", scheduled_at=later(60)), good("other's", B))
+
+    with bench.db.transaction() as conn:
+        bench.queue.enqueue([good("on its way")], within=conn, now=T0)
+        bench.queue.forget(A, conn)
+
+    assert bench.rows("pending", "entity_id") == ["other's"]
+    assert bench.queue.complete([(task, Complete("done"))]) == 1
+    assert [row["tasks"] for row in bench.queue.stats(now=T0)] == [1, 1]
+    bench.add(good("waiting"))
+    assert sorted(bench.rows("pending", "entity_id")) == ["other's", "waiting"]
 
 
 def failed(bench: Bench, *tasks: NewTask, error_class: str = "Permanent") -> None:

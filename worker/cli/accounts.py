@@ -125,7 +125,7 @@ def remove(
     if not yes:
         typer.confirm(f"Forget account {id} and its mappings?", abort=True)
     with open_app() as app:
-        app.accounts.remove(id)
+        app.remove_account(id)
     out(f"removed account {id}")
 
 

@@ -1,9 +1,10 @@
-"""queue: retry, cancel, pause, resume, drain, restart, reroute, peek, stats, history."""
+"""queue: retry, cancel, pause, resume, drain, restart, reroute, move, peek, stats, history."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 import typer
@@ -14,6 +15,9 @@ from worker.cli.common import AsJson, console, open_app, out, out_json, table, u
 from worker.errors import ConfigError, NotFound
 from worker.pauses import EVERYTHING
 
+if TYPE_CHECKING:
+    from worker.queues.move import Left
+
 group = typer.Typer(help="Look into the queue, and steer it.", no_args_is_help=True)
 
 Which = Annotated[list[str] | None, typer.Argument(help="all, or ids of tasks.", metavar="all | ID...")]
@@ -21,6 +25,7 @@ Account = Annotated[UUID | None, Option("--account", parser=uuid, metavar="UUID"
 Reason = Annotated[str, Option("--reason", help="Why; it is shown and kept.")]
 Until = Annotated[datetime | None, Option("--until", help="Until this moment, local time; default: until resumed.")]
 QueueName = Annotated[str | None, typer.Argument(metavar="QUEUE", help="Its name; * is a wildcard.")]
+Place = Literal["database", "redis"]
 _STATUSES = ("pending", "processing", "completed", "failed")
 
 
@@ -115,6 +120,36 @@ def reroute() -> None:
 
 
 @group.command()
+def move(
+    source: Annotated[Place, Option("--from", help="Where tasks wait now.")],
+    target: Annotated[Place, Option("--to", help="Where they are to wait.")],
+    wait: Annotated[float, Option(help="Seconds to go on until nothing is left.", min=0)] = 600,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only tell what is there.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Move waiting tasks between PostgreSQL and Redis while workers of both go on. Exit code 0 when nothing is left.
+
+    What is being processed is waited for, as it may be put back. Cut off, or asked again, it goes on where it was;
+    QUEUE_CONNECTION tells where new tasks go, and needs to be changed everywhere first.
+    """
+    if source == target:
+        raise ConfigError(f"tasks are in {source} already: name `database` and `redis`, each once")
+    with open_app() as app, app.moving(source) as moving:
+        if dry_run:
+            left = moving.left(source)
+        else:
+            left = moving.run(source, wait, tell=lambda left: None if json else out(_left(left, source)))
+        moved = moving.moved
+    if json:
+        out_json({"from": source, "to": target, "moved": moved, **asdict(left)})
+    elif dry_run:
+        out(_left(left, source))
+    else:
+        out(f"{moved} tasks were moved" + ("; ask again to go on" if left else ""))
+    raise typer.Exit(1 if left and not dry_run else 0)
+
+
+@group.command()
 def peek(
     status: Annotated[Literal["pending", "processing", "completed", "failed"], typer.Argument()] = "pending",
     account: Account = None,
@@ -175,6 +210,11 @@ def history(id: Annotated[int, typer.Argument(metavar="ID")], json: AsJson = Fal
 
 
 group.command()(retry)
+
+
+def _left(left: Left, source: str) -> str:
+    return (f"{left.waiting} tasks wait in {source}, {left.processing} are being processed there, "
+            f"{left.on_the_way} are on their way")  # fmt: skip
 
 
 def _text(entry: dict[str, Any], name: str) -> str:

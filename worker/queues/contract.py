@@ -54,6 +54,9 @@ class Queue(ABC):
     `now` replaces the server's clock in tests.
     """
 
+    in_redis = False
+    """Whether it sees tasks in Redis; tasks in PostgreSQL all do."""
+
     @abstractmethod
     def enqueue(
         self, tasks: Iterable[NewTask], *, within: Connection | None = None, now: datetime | None = None
@@ -143,6 +146,10 @@ class Queue(ABC):
         """How many tasks are being processed. Cheap."""
 
     @abstractmethod
+    def holders(self) -> Counter[int]:
+        """How many tasks each worker holds."""
+
+    @abstractmethod
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         """The newest tasks of a status, whole."""
 
@@ -177,6 +184,10 @@ class Queue(ABC):
     ) -> Cancelled:
         """End pending tasks that meet all of it (`queue` with `*` as wildcard) as failed, with the result
         `cancelled`, the error class `Cancelled` and the reason. In parts, while workers go on."""
+
+    @abstractmethod
+    def forget(self, account_id: UUID, within: Connection) -> None:
+        """Delete what waits for an account that is removed in this transaction of the caller's."""
 
     @abstractmethod
     def reroute(self, route: Route) -> int:

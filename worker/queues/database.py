@@ -264,6 +264,9 @@ class DatabaseQueue(Directed):
         rows = self._db.fetch("count_processing", ids=ids, account_id=account_id, pattern=pattern)
         return int(rows[0]["tasks"])
 
+    def holders(self) -> Counter[int]:
+        return Counter({row["worker"]: row["tasks"] for row in self._db.fetch("holders")})
+
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         return list(self._db.fetch("peek", status=status, account_id=account_id, limit=limit))
 
@@ -309,6 +312,9 @@ class DatabaseQueue(Directed):
         going_on = self._count_processing(**which)
         emit("task.cancel", level="warning", tasks=tasks, processing=going_on, reason=reason)
         return Cancelled(tasks, going_on)
+
+    def forget(self, account_id: UUID, within: Connection) -> None:
+        fetch(within, "forget_tasks", account_id=account_id)
 
     def reroute(self, route: Route) -> int:
         moved, targets = 0, set[str]()

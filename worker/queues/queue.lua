@@ -181,7 +181,8 @@ end
 -- name: enqueue
 -- Adds tasks, given as [queue, type, entity, operation, priority, payload, run, max_attempts, time] of different things
 -- to do; those with a pending twin join it. With outbox numbers (ARGV[3], one each) what came before is left alone.
-local rows = cjson.decode(ARGV[2])
+-- What was moved here has a tenth element, which tells its past; a twin that was asked for later keeps its say.
+local rows, new = cjson.decode(ARGV[2]), {attempts = 0, rescues = 0, error = '', class = '', history = {}, started = 0}
 local notes = ARGV[3] ~= '' and cjson.decode(ARGV[3])
 if notes then
     local fresh = {}
@@ -203,14 +204,18 @@ for i, row in ipairs(rows) do
     local at = row[9] == 0 and now or row[9]
     if not twins[i] then
         last = last + 1
-        enter({number(last), row[1], row[2], row[3], row[4], row[5], 'pending', row[6], 0, row[8], 0, row[7], 0,
-               '', '', '', {}, at, 0, 0, time, time}, at <= now)
+        local past = row[10] or new
+        enter({number(last), row[1], row[2], row[3], row[4], row[5], 'pending', row[6], past.attempts, row[8],
+               past.rescues, row[7], 0, '', past.error, past.class, past.history, at, past.started, 0,
+               past.created or time, time}, at <= now)
     else
         local t = load({twins[i]})[1]
         local due = at <= now or call('ZSCORE', P .. 'lane:' .. lane(t), t[ID])
+        local newer = not row[10] or row[10].updated >= t[UPDATED]
         leave(t)
-        t[QUEUE], t[PRIORITY], t[PAYLOAD] = row[1], math.max(t[PRIORITY], row[5]), row[6]
-        if row[7] ~= '' then t[RUN] = row[7] end
+        t[PRIORITY] = math.max(t[PRIORITY], row[5])
+        if newer then t[QUEUE], t[PAYLOAD] = row[1], row[6] end
+        if row[7] ~= '' and (newer or t[RUN] == '') then t[RUN] = row[7] end
         t[SCHEDULED] = math.min(t[SCHEDULED], at)
         enter(t, due)
     end
@@ -349,6 +354,8 @@ for i, t in ipairs(load(numbers)) do
             remember(t, 'retry', way[3], way[2], host)
             t[ERROR], t[CLASS], t[SCHEDULED] = way[2], way[3], now + way[4] * 1e6
             put_back(t, way[4] <= 0)
+        elseif verb == 'move' then
+            gather(removed, 'HDEL', P .. 'tasks', t[ID])
         elseif verb == 'snooze' then
             t[ERROR], t[ATTEMPTS], t[SCHEDULED] = way[2], t[ATTEMPTS] - 1, now + way[3] * 1e6
             put_back(t, way[3] <= 0)
@@ -363,7 +370,8 @@ wake()
 return cjson.encode(counts)
 
 -- name: rescue
--- Takes claims [number, attempts] of a dead worker back; a death is counted as a rescue, not as an attempt.
+-- Takes claims [number, attempts] of a dead worker back; a death is counted as a rescue, not as an attempt. What was
+-- only to be moved (see `depart`) goes back as it was.
 local worker, claims, host, longest = tonumber(ARGV[2]), cjson.decode(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local numbers, count = {}, 0
 for i, claim in ipairs(claims) do numbers[i] = claim[1] end
@@ -371,15 +379,20 @@ for i, t in ipairs(load(numbers)) do
     if held(t, worker, claims[i][2]) then
         count = count + 1
         leave(t)
-        local died = 'worker ' .. ARGV[2] .. ' died while it ran'
-        remember(t, 'rescue', 'WorkerDied', died, host)
-        t[ATTEMPTS], t[RESCUES], t[CLASS], t[SCHEDULED] = t[ATTEMPTS] - 1, t[RESCUES] + 1, 'WorkerDied', now
-        t[ERROR] = died .. ', ' .. t[RESCUES] .. ' in all'
-        if t[RESCUES] >= longest and call('HEXISTS', P .. 'pending', what(t)) == 0 then
-            t[STATUS], t[RESULT], t[WORKER], t[COMPLETED] = 'failed', 'failed', 0, now
-            enter(t)
+        if t[STARTED] == 0 then
+            t[ATTEMPTS] = t[ATTEMPTS] - 1
+            put_back(t, t[SCHEDULED] <= now)
         else
-            put_back(t, true)
+            local died = 'worker ' .. ARGV[2] .. ' died while it ran'
+            remember(t, 'rescue', 'WorkerDied', died, host)
+            t[ATTEMPTS], t[RESCUES], t[CLASS], t[SCHEDULED] = t[ATTEMPTS] - 1, t[RESCUES] + 1, 'WorkerDied', now
+            t[ERROR] = died .. ', ' .. t[RESCUES] .. ' in all'
+            if t[RESCUES] >= longest and call('HEXISTS', P .. 'pending', what(t)) == 0 then
+                t[STATUS], t[RESULT], t[WORKER], t[COMPLETED] = 'failed', 'failed', 0, now
+                enter(t)
+            else
+                put_back(t, true)
+            end
         end
     end
 end
@@ -388,11 +401,11 @@ wake()
 return count
 
 -- name: holders
--- Who holds something, of each account.
+-- Who holds how much, of each account: [worker, tasks, ...].
 local found = {}
 for i, key in ipairs(KEYS) do
     account(key)
-    found[i] = call('HKEYS', P .. 'holders')
+    found[i] = call('HGETALL', P .. 'holders')
 end
 return cjson.encode(found)
 
@@ -533,6 +546,17 @@ end
 flush()
 return count
 
+-- name: drop
+-- Deletes pending tasks of an account that is no longer known.
+for _, t in ipairs(load(cjson.decode(ARGV[2]))) do
+    if t and t[STATUS] == 'pending' then
+        leave(t)
+        gather(removed, 'HDEL', P .. 'tasks', t[ID])
+    end
+end
+flush()
+return 0
+
 -- name: reroute
 -- Moves pending tasks to another queue.
 local count = 0
@@ -548,6 +572,24 @@ end
 flush()
 wake()
 return count
+
+-- name: depart
+-- Puts pending tasks, due or not, into the hands of a worker that moves them elsewhere; whole, as they waited. Not those
+-- whose twin is being processed: it may come back.
+local worker, rows, things = tonumber(ARGV[2]), {}, {}
+local waiting = load(cjson.decode(ARGV[3]))
+for i, t in ipairs(waiting) do things[i] = t and what(t) or '' end
+local busy = many('HMGET', P .. 'busy', things)
+for i, t in ipairs(waiting) do
+    if t and t[STATUS] == 'pending' and not busy[i] then
+        rows[#rows + 1] = whole(t)
+        leave(t)
+        t[STATUS], t[WORKER], t[ATTEMPTS], t[STARTED] = 'processing', worker, t[ATTEMPTS] + 1, 0
+        enter(t)
+    end
+end
+flush()
+return cjson.encode(rows)
 
 -- name: progress
 -- A run's tasks by status and result, of each account.

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import chain, islice
@@ -26,7 +27,7 @@ from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
 from worker.queues.routing import Route, listens
 from worker.queues.scripts import Scripts
-from worker.task import Complete, Fail, NewTask, Outcome, Retry, Snooze, Task, to_json
+from worker.task import Complete, Fail, NewTask, Outcome, Release, Retry, Snooze, Task, to_json
 from worker.telemetry import emit
 
 PLACES = 10**10
@@ -48,8 +49,15 @@ _ROW = (
 _ENTRY = ("at", "how", "attempt", "class", "error", "worker", "host", "started_at")
 
 
+@dataclass(frozen=True, slots=True)
+class Moved(Release):
+    """It goes on elsewhere: how a mover ends what it has claimed."""
+
+
 class RedisQueue(Directed):
     """The driver `redis`, see `contract.Queue`."""
+
+    in_redis = True
 
     def __init__(self, db: Database, url: str, route: Route, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock=clock)
@@ -146,10 +154,13 @@ class RedisQueue(Directed):
     def _relay(self) -> None:
         """Send to Redis what was committed; what is sent twice arrives once."""
         try:
-            while self._relay_some() == _OUTBOX_AT_ONCE:
-                pass
+            self._relay_all()
         except AWAY as error:
             emit("queue.relay", level="warning", reason=str(error))
+
+    def _relay_all(self) -> None:
+        while self._relay_some() == _OUTBOX_AT_ONCE:
+            pass
 
     def _relay_some(self) -> int:
         with self._db.transaction() as conn:
@@ -158,10 +169,8 @@ class RedisQueue(Directed):
             merged: dict[UUID, list[int]] = defaultdict(list)
             for note in sorted(noted, key=lambda note: note["n"]):
                 row = json.loads(note["task"])
-                before = each[note["account_id"]].get(tuple(row[1:4]))
-                if before is not None:
-                    row[6] = row[6] or before[1][6]
-                    row[4] = max(row[4], before[1][4])
+                if before := each[note["account_id"]].get(tuple(row[1:4])):
+                    _join(row, before[1])
                 each[note["account_id"]][tuple(row[1:4])] = note["n"], row
                 merged[note["account_id"]].append(note["n"])
             self._number(each)
@@ -403,7 +412,7 @@ class RedisQueue(Directed):
 
     def _sweep(self, now: datetime | None) -> int:
         """The same for workers that nobody knows: they were given up while they still claimed."""
-        holding = {int(worker) for _, holders in self._each("holders", self._everybody(), now) for worker in holders}
+        holding = set(self.holders())
         settlers = {row["worker"] for row in self._db.fetch("unregistered_settlers")}
         known = {row["id"] for row in self._db.fetch("worker_ids")}
         return sum(self._rescue(worker, "", now) or 0 for worker in sorted((holding | settlers) - known))
@@ -436,15 +445,12 @@ class RedisQueue(Directed):
         found = self._db.fetch("settlements", worker=worker)
         self._number({row["account_id"] for row in found})
         self._relay()
-        self._apply(
-            worker,
-            [
-                (row["account_id"], row["task"], row["attempts"], json.dumps(row["outcome"]))
-                for row in found
-                if row["outcome"] is not None
-            ],
-            now,
-        )
+        if ends := [
+            (row["account_id"], row["task"], row["attempts"], json.dumps(row["outcome"]))
+            for row in found
+            if row["outcome"] is not None
+        ]:
+            self._apply(worker, ends, now)
         rescued = 0
         for account, claims in held.items():
             rescued += self._scripts.run(
@@ -484,6 +490,12 @@ class RedisQueue(Directed):
 
     def processing(self) -> int:
         return sum(row["tasks"] for row in self.stats() if row["status"] == "processing")
+
+    def holders(self) -> Counter[int]:
+        counts: Counter[int] = Counter()
+        for _, found in self._each("holders", self._everybody(), None):
+            counts.update(dict(zip(map(int, found[::2]), map(int, found[1::2]), strict=True)))
+        return counts
 
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         everybody = self._everybody()
@@ -541,6 +553,12 @@ class RedisQueue(Directed):
         emit("task.cancel", level="warning", tasks=tasks, processing=processing, reason=reason)
         return Cancelled(tasks, processing)
 
+    def forget(self, account_id: UUID, within: Connection) -> None:
+        for name in ("forget_tasks", "forget_outbox"):
+            fetch(within, name, account_id=account_id)
+        for page in self._pages(account_id):
+            self._scripts.run("drop", account_id, "", json.dumps([n for n, _, _ in page]))
+
     def reroute(self, route: Route) -> int:
         moved = 0
         targets = set[str]()
@@ -588,22 +606,35 @@ class RedisQueue(Directed):
     # Runs
 
     def progress(self, run: UUID) -> dict[str, int]:
+        counts = self._progress_here(run)
+        counts["pending"] += sum(row["tasks"] for row in self._db.fetch("outbox_runs", runs=[run]))
+        counts.update(self._db.fetch("run_progress", run=run)[0]["counts"])  # what has not been moved, or has been
+        return dict(counts)
+
+    def _progress_here(self, run: UUID) -> Counter[str]:
+        """`progress` without what is on its way, or in PostgreSQL."""
         counts = Counter(dict.fromkeys(COUNTED, 0))
-        counts["pending"] += self._on_their_way([run])[run]
         fields = [name if name in ("pending", "processing", "completed", "failed") else f"result:{name}"
                   for name in COUNTED]  # fmt: skip
         for _, found in self._each("progress", self._everybody(), None, str(run), *fields):
             counts.update(dict(zip(COUNTED, found, strict=True)))
-        return dict(counts)
+        return counts
 
     def unfinished(self, runs: Sequence[UUID], waiting: Sequence[UUID] = ()) -> set[UUID]:
-        # The outbox first: what leaves it is in Redis by then. Then the account where each run was last seen open.
-        found = {run for run, tasks in self._on_their_way(runs).items() if tasks}
+        # PostgreSQL first: what leaves it is in Redis by then. Then the account where each run was last seen open,
+        # then all; and PostgreSQL again, for what was moved there meanwhile.
+        found = self._open_beside(runs, waiting)
         last = {run: self._open_in[run] for run in runs if run in self._open_in and run not in found}
         found |= self._open(list(last), list(set(last.values())), waiting)
         if rest := [run for run in runs if run not in found]:
             found |= self._open(rest, self._everybody(), waiting)
+        if rest := [run for run in runs if run not in found]:
+            found |= self._open_beside(rest, waiting)
         return found
+
+    def _open_beside(self, runs: Sequence[UUID], waiting: Sequence[UUID]) -> set[UUID]:
+        rows = self._db.fetch("open_beside_redis", runs=list(runs), waiting=list(waiting))
+        return {row["run_id"] for row in rows}
 
     def _open(self, runs: Sequence[UUID], accounts: Sequence[UUID], waiting: Sequence[UUID]) -> set[UUID]:
         for run in runs:
@@ -613,9 +644,6 @@ class RedisQueue(Directed):
                 if processing or (pending and account not in waiting):
                     self._open_in[run] = account
         return {run for run in runs if run in self._open_in}
-
-    def _on_their_way(self, runs: Sequence[UUID]) -> Counter[UUID]:
-        return Counter({row["run_id"]: row["tasks"] for row in self._db.fetch("outbox_runs", runs=list(runs))})
 
     def problems(self, run: UUID, limit: int = 50) -> list[Mapping[str, Any]]:
         rows: list[Mapping[str, Any]] = [
@@ -656,6 +684,14 @@ def _task(first: int, account: UUID, worker: int, row: Sequence[Any]) -> Task:
     )  # fmt: skip
 
 
+def _join(row: list[Any], before: Sequence[Any]) -> None:
+    """Have what was asked for later take over what it has from its twin before it: as `enqueue` does."""
+    row[4] = max(row[4], before[4])
+    row[6] = row[6] or before[6]
+    row[8] = min(row[8], before[8])
+    row += before[9:] if len(row) == 9 else ()
+
+
 _Claim = tuple[UUID, int, int, str]
 """Account, id, attempts, and how it ends, as JSON."""
 
@@ -678,6 +714,8 @@ def _json_way(outcome: Outcome) -> str:
 
 def _way(outcome: Outcome) -> list[Any]:
     """An outcome as queue.lua takes it."""
+    if isinstance(outcome, Moved):
+        return ["move"]
     verb = VERBS[type(outcome)]
     match outcome:
         case Complete():

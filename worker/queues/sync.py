@@ -154,6 +154,9 @@ class SyncQueue(Queue):
     def processing(self) -> int:
         return 0
 
+    def holders(self) -> Counter[int]:
+        return Counter()
+
     def peek(self, status: str, *, account_id: UUID | None = None, limit: int = 20) -> list[Mapping[str, Any]]:
         return []
 
@@ -179,6 +182,9 @@ class SyncQueue(Queue):
         reason: str = "",
     ) -> Cancelled:
         return Cancelled(0, 0)
+
+    def forget(self, account_id: UUID, within: Connection) -> None:
+        pass
 
     def reroute(self, route: Route) -> int:
         return 0

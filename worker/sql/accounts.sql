@@ -27,11 +27,10 @@ where id = %(id)s returning id;
 update accounts set concurrency = %(concurrency)s where id = %(id)s returning id;
 
 -- name: remove_account
--- Forgets an account, its links, mappings, snapshots and pending tasks.
+-- Forgets an account, its links, mappings and snapshots.
 with gone as (delete from accounts where id = %(id)s returning id),
      m as (delete from mappings where child_id in (select id from gone)),
-     s as (delete from snapshots where main_id in (select id from gone)),
-     q as (delete from sync_queue where status = 'pending' and account_id in (select id from gone))
+     s as (delete from snapshots where main_id in (select id from gone))
 select id from gone;
 
 -- name: park_account

@@ -429,6 +429,89 @@ where q.id = any(array(
     order by id limit %(limit)s for update skip locked))
 returning id;
 
+-- name: depart
+-- Moves pending tasks, a bounded number behind %(mark)s, to the outbox that leads to Redis, in the form that
+-- queue.lua's `enqueue` takes: they are in one place or in the other. Not those whose twin is being processed: it may
+-- come back. Which runs have gone along is noted, see `finish_run`.
+with gone as (
+    delete from sync_queue
+    where id = any(array(
+        select id from sync_queue waiting
+        where status = 'pending' and id > %(mark)s and not exists (
+            select from sync_queue busy
+            where busy.status = 'processing' and busy.account_id = waiting.account_id
+              and busy.entity_type = waiting.entity_type and busy.entity_id = waiting.entity_id
+              and busy.operation = waiting.operation)
+        order by id limit %(limit)s for update skip locked))
+    returning *
+), noted as (
+    insert into queue_outbox (account_id, entity_type, entity_id, operation, run_id, task)
+    select account_id, entity_type, entity_id, operation, run_id, jsonb_build_array(
+        queue, entity_type, entity_id, operation, priority, payload::text, coalesce(run_id::text, ''),
+        coalesce(max_attempts, 0), microseconds(scheduled_at), jsonb_build_object(
+            'attempts', attempts, 'rescues', rescues, 'error', coalesce(error, ''), 'class', coalesce(error_class, ''),
+            'started', coalesce(microseconds(started_at), 0), 'created', microseconds(created_at),
+            'updated', microseconds(updated_at),
+            'history', coalesce((
+                select jsonb_agg(jsonb_build_array(
+                    microseconds((entry ->> 'at')::timestamptz)::text, entry ->> 'how', (entry ->> 'attempt')::integer,
+                    coalesce(entry ->> 'class', ''), coalesce(entry ->> 'error', ''),
+                    coalesce((entry ->> 'worker')::bigint, 0), coalesce(entry ->> 'host', ''),
+                    coalesce(microseconds((entry ->> 'started_at')::timestamptz), 0)::text) order by n)
+                from jsonb_array_elements(history) with ordinality as h (entry, n)), '[]')))::text
+    from gone order by id
+), opened as (
+    update runs set in_redis = '{}' where id in (select run_id from gone) and in_redis is distinct from '{}'
+)
+select count(*) as tasks, max(id) as mark from gone;
+
+-- name: arrive
+-- Takes in tasks that waited in Redis, as they waited; a pending twin that was asked for later keeps its say.
+with moved as (
+    select * from jsonb_to_recordset(%(rows)s::jsonb) as t (
+        n integer, queue text, account_id uuid, entity_type text, entity_id text, operation text, priority integer,
+        payload jsonb, attempts integer, max_attempts integer, rescues integer, run_id uuid, error text,
+        error_class text, history jsonb, scheduled_at timestamptz, started_at timestamptz, created_at timestamptz,
+        updated_at timestamptz)
+), added as (
+    insert into sync_queue (queue, account_id, entity_type, entity_id, operation, priority, payload, attempts,
+        max_attempts, rescues, run_id, error, error_class, history, scheduled_at, started_at, created_at, updated_at,
+        ready)
+    select queue, account_id, entity_type, entity_id, operation, priority, payload, attempts, max_attempts, rescues,
+           run_id, error, error_class, nullif(history, 'null'), scheduled_at, started_at, created_at, updated_at,
+           scheduled_at <= now()
+    from moved order by n
+    on conflict (account_id, entity_type, entity_id, operation) where status = 'pending'
+    do update set (queue, payload, run_id) = (
+                      select case when newer then excluded.queue else sync_queue.queue end,
+                             case when newer then excluded.payload else sync_queue.payload end,
+                             case when newer then coalesce(excluded.run_id, sync_queue.run_id)
+                                  else coalesce(sync_queue.run_id, excluded.run_id) end
+                      from (select excluded.updated_at >= sync_queue.updated_at as newer) which),
+                  priority = greatest(sync_queue.priority, excluded.priority),
+                  scheduled_at = least(sync_queue.scheduled_at, excluded.scheduled_at),
+                  ready = sync_queue.ready or excluded.ready,
+                  updated_at = now()
+    returning queue, ready
+), opened as (
+    update runs set in_redis = '{}' where id in (select run_id from moved) and in_redis is distinct from '{}'
+)
+select pg_notify('sync_queue', queue) from (select distinct queue from added where ready) q
+where exists (select from workers where asleep and q.queue like any(listens));
+
+-- name: open_tasks
+-- How many tasks of the table wait or are being processed.
+select count(*) filter (where status = 'pending') as pending, count(*) filter (where status = 'processing') as processing
+from sync_queue where status in ('pending', 'processing');
+
+-- name: holders
+-- Which worker holds how many tasks.
+select worker, count(*) as tasks from sync_queue where status = 'processing' group by worker;
+
+-- name: forget_tasks
+-- Deletes what waits for an account that is no longer known.
+delete from sync_queue where status = 'pending' and account_id = %(account_id)s;
+
 -- name: stats
 -- How many tasks stand where, per queue, account and status, and how long the oldest due one has waited.
 select queue, account_id, status, count(*) as tasks,

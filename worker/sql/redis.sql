@@ -85,3 +85,30 @@ returning n, account_id, task;
 -- name: outbox_runs
 -- How many tasks of these runs are on their way.
 select run_id, count(*) as tasks from queue_outbox where run_id = any(%(runs)s::uuid[]) group by run_id;
+
+-- name: open_beside_redis
+-- Those of the runs that have a task on its way, or an open one in the table, see `unfinished_of_runs`.
+select run_id from unnest(%(runs)s::uuid[]) as r (run_id)
+where exists (select from queue_outbox o where o.run_id = r.run_id) or exists (
+    select from sync_queue q
+    where q.run_id = r.run_id
+      and (q.status = 'processing' or q.status = 'pending' and q.account_id <> all(%(waiting)s::uuid[])));
+
+-- name: count_outbox
+-- How many tasks are on their way.
+select count(*) as tasks from queue_outbox;
+
+-- name: forget_outbox
+-- What is on its way for an account that is no longer known.
+delete from queue_outbox where account_id = %(account_id)s;
+
+-- name: runs_in_redis
+-- Runs that may have open tasks in Redis, and which somebody still has to end.
+select id from runs r
+where in_redis = '{}'
+  and (finished_at is null or exists (
+      select from sync_queue q where q.run_id = r.id and q.status in ('pending', 'processing')));
+
+-- name: left_redis
+-- A run that has no open task in Redis any more.
+update runs set in_redis = %(counts)s where id = %(id)s and in_redis = '{}';

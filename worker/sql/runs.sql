@@ -1,7 +1,7 @@
 -- name: start_run
 -- A new run, or nothing when one of the same account is under way.
-insert into runs (id, account_id, main_id, kind, requested_by)
-values (%(id)s, %(account)s, %(main)s, %(kind)s, %(requested_by)s)
+insert into runs (id, account_id, main_id, kind, requested_by, in_redis)
+values (%(id)s, %(account)s, %(main)s, %(kind)s, %(requested_by)s, case when %(redis)s then '{}'::jsonb end)
 on conflict (account_id, kind) where finished_at is null do nothing
 returning id;
 
@@ -13,7 +13,7 @@ order by created_at limit 1;
 
 -- name: run
 -- A run; its counts are there once it is finished.
-select id, account_id, main_id, kind, requested_by, created_at, finished_at, counts from runs where id = %(id)s;
+select id, account_id, main_id, kind, requested_by, created_at, finished_at, counts, in_redis from runs where id = %(id)s;
 
 -- name: runs
 -- The newest runs.
@@ -29,9 +29,10 @@ select id from accounts where parked_until >= now() + interval '1 hour';
 
 -- name: finish_run
 -- Ends a run none of whose tasks is open, freezing its counts. Called after the commit that ended a
--- task: of two workers that end the last two tasks at once, the later sees no open one.
+-- task: of two workers that end the last two tasks at once, the later sees no open one. While tasks may be open in
+-- Redis, only who sees those (%(redis)s) ends it.
 update runs set finished_at = now(), counts = %(counts)s
-where finished_at is null and id = %(id)s
+where finished_at is null and id = %(id)s and (%(redis)s or in_redis is distinct from '{}')
 returning id, account_id, counts, extract(epoch from finished_at - created_at)::float as seconds;
 
 -- name: latest_runs

@@ -43,15 +43,11 @@ with asked as (update workers set restart = true where lease_until > now() retur
 select id, pg_notify('workers', 'restart') from asked order by id;
 
 -- name: workers
--- Who is alive, with how long ago it was last heard of and what it holds.
-select w.id, host, pid, name, queues, release, started_at, done, failed, rss_mb, restart,
-       extract(epoch from now() - seen_at)::float as silent_seconds,
-       coalesce(processing, 0) as processing
-from workers w
-left join (select worker, count(*) as processing from sync_queue where status = 'processing' group by worker) held
-  on held.worker = w.id
-where lease_until > now()
-order by w.id;
+-- Who is alive, with how long ago it was last heard of.
+select id, host, pid, name, queues, release, started_at, done, failed, rss_mb, restart,
+       extract(epoch from now() - seen_at)::float as silent_seconds
+from workers where lease_until > now()
+order by id;
 
 -- name: workers_of_other_releases
 -- Who is alive and runs other code than this.
