@@ -138,7 +138,7 @@ class Restarts:
     """Seconds from the signal to the exit."""
     codes: set[int]
     left: int
-    """Rows that were still `processing` when all had ended, over all rounds."""
+    """Tasks that were still `processing` when all had ended, over all rounds."""
     completed: int
     interrupted: int
     """Tasks begun more than once: handed back by a worker that stopped."""
@@ -151,7 +151,10 @@ def restarts(url: str, number: int, *, workers: int = 4, seed: int = 1) -> Resta
     rng = random.Random(seed)
     stops: list[float] = []
     left = 0
-    with tempfile.TemporaryDirectory(prefix="bench-lives-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-lives-", ignore_cleanup_errors=True) as folder,
+        App(ours.settings(url, logs=Path(folder))) as app,
+    ):
         fleet = Fleet(url, Path(folder), hold=0.002, seed=seed)
         with fleet.zygote:
             while len(stops) < number:
@@ -169,24 +172,15 @@ def restarts(url: str, number: int, *, workers: int = 4, seed: int = 1) -> Resta
                     stops += [time.monotonic() - began] * len(gone)
                     waiting -= gone
                     time.sleep(0.002)
-                with psycopg.connect(url, autocommit=True) as conn:
-                    left += _scalar(conn, "select count(*) from sync_queue where status = 'processing'")
+                left += app.queue.processing()
             codes = {code for _, code in fleet.zygote.ended()}
             begun: dict[int, int] = {}
             for run in fleet.runs():
                 for id in run.attempts:
                     begun[id] = begun.get(id, 0) + 1
-    with psycopg.connect(url, autocommit=True) as conn:
-        completed = _scalar(conn, "select count(*) from sync_queue where status = 'completed'")
-        attempts = {
-            row[0] for row in conn.execute("select distinct attempts from sync_queue where status = 'completed'")
-        }
-    return Restarts(stops, codes, left, completed, sum(times > 1 for times in begun.values()), attempts)
-
-
-def _scalar(conn: psycopg.Connection[Any], statement: Any) -> int:
-    row = conn.execute(statement).fetchone()
-    return int(row[0]) if row else 0
+        done = app.queue.peek("completed", limit=1_000_000)
+    again = sum(times > 1 for times in begun.values())
+    return Restarts(stops, codes, left, len(done), again, {row["attempts"] for row in done})
 
 
 def _until(look: Any, what: str, errors: Path) -> None:

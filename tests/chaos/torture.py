@@ -228,9 +228,13 @@ class Cell:
             alive = set(self.zygote.alive().values())
             for slot in range(WORKERS):
                 if str(slot) not in alive:
-                    env = self.env | {"QUEUE_CONNECTION": self.drivers[slot % len(self.drivers)]}
-                    self.zygote.start(str(slot), env=env, seed=rng.randrange(1 << 30), off=self.off.get(slot, 0.0))
+                    self.start(slot, rng.randrange(1 << 30))
                     self.counts["starts"] += 1
+
+    def start(self, slot: int, seed: int = 1) -> int:
+        """Start that worker; its process id."""
+        env = self.env | {"QUEUE_CONNECTION": self.drivers[slot % len(self.drivers)]}
+        return self.zygote.start(str(slot), env=env, seed=seed, off=self.off.get(slot, 0.0))
 
     def killer(self, over: threading.Event) -> None:
         """kill -9, at random, one worker or several."""
