@@ -51,7 +51,7 @@ controllers: venv  ## Syntax, lint and module tests on every Python and ansible-
 lock:  ## New versions within pyproject's bounds; hashes, no addresses
 	@"$(BIN)/pip" install --quiet uv
 	@"$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --output-file requirements/base.txt --upgrade pyproject.toml
+		--no-emit-index-url --no-emit-find-links --extra redis --output-file requirements/base.txt --upgrade pyproject.toml
 	@"$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --extra test --constraint requirements/base.txt \
 		--output-file requirements/dev.txt --upgrade pyproject.toml
