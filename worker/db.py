@@ -246,8 +246,13 @@ def patiently(
             raise
 
     def tell(details: Any) -> None:
-        if details["tries"] in (1, 10) or details["tries"] % 100 == 0:
-            emit(event, level="warning", tries=details["tries"], reason=str(details["exception"]))
+        tries, error = details["tries"], details["exception"]
+        if tries not in (1, 10) and tries % 100:
+            return
+        if isinstance(error, QueueAway):
+            emit("redis.wait", level="warning", tries=tries, reason=str(error))
+        else:
+            emit(event, level="warning", tries=tries, reason=str(error))
 
     attempt = backoff.on_exception(
         backoff.expo,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from worker.db import AWAY
+from worker.errors import QueueAway
 from worker.executor import Executor
 from worker.lease import Lease, rss_mb
 from worker.queues import Queue
@@ -158,7 +159,10 @@ class Loop:
                     self._queue.rouse(asleep)
                     asleep = 0
             except AWAY as error:
-                emit("database.wait", level="warning", reason=str(error).strip())
+                if isinstance(error, QueueAway):
+                    emit("redis.wait", level="warning", reason=str(error))
+                else:
+                    emit("database.wait", level="warning", reason=str(error).strip())
                 asleep = 0
                 self._sleep(self._rng.uniform(0.1, 1))
                 continue

@@ -18,6 +18,7 @@ import pytest
 from worker.accounts import Accounts
 from worker.db import Connection, Database, fetch, fetch_one
 from worker.errors import NotFound
+from worker.monitor import Monitor
 from worker.pauses import Pauses
 from worker.queues import DatabaseQueue, Effect, Ended, Queue
 from worker.queues.database import LOCK_CLASS, MAX_RESCUES
@@ -1026,12 +1027,15 @@ def eventually(look: Callable[[], Any], seconds: float = 30) -> Any:
 
 def test_holders(bench: Bench) -> None:
     """Which worker has how many tasks under way, of all accounts."""
-    bench.claimed("1", "2")
+    first, second = bench.live(), bench.live()
+    bench.claimed("1", "2", worker=first)
     bench.add(good("3", B), good("4", C), good("waiting", scheduled_at=later(60)))
-    bench.claim(worker=1)
-    bench.claim(worker=2)
+    bench.claim(worker=first)
+    bench.claim(worker=second)
 
-    assert bench.queue.holders() == {1: 3, 2: 1}
+    assert bench.queue.holders() == {first: 3, second: 1}
+    workers = Monitor(bench.db, bench.queue, Pauses(bench.db)).snapshot()["workers"]
+    assert [(row["id"], row["processing"]) for row in workers] == [(first, 3), (second, 1)]
 
 
 # What an operator does

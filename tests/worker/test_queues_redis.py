@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -303,6 +303,28 @@ def test_what_redis_got_twice_is_there_once(stand: Stand) -> None:
     assert stand.standing() == {"completed": 1}
     with stand.db.connection() as conn:
         assert conn.execute("select from queue_outbox").fetchall() == []
+
+
+@pytest.mark.parametrize(("setting", "value", "back"), [("maxmemory", 1, 0), ("min-replicas-to-write", 1, 0)])
+def test_a_redis_that_takes_no_writes_is_waited_for(
+    stand: Stand, redis_server: RedisServer, setting: str, value: int, back: int
+) -> None:
+    """Its memory is full, or it may not write: nothing new comes in; an end that is committed is told in the end."""
+    stand.queue.enqueue([good("x")])
+    tasks = stand.claim(7)
+    redis_server.ask("CONFIG", "SET", setting, value)
+    try:
+        with pytest.raises(QueueAway):
+            stand.queue.enqueue([good("y")])
+        with suppress(QueueAway):  # an end frees memory: it goes through where only that is short
+            stand.settle(tasks, Complete("updated"))
+    finally:
+        redis_server.ask("CONFIG", "SET", setting, back)
+
+    stand.settle(tasks, Complete("updated"))
+
+    assert stand.effects() == [tasks[0].id]
+    assert stand.standing() == {"completed": 1}
 
 
 @pytest.mark.parametrize("fsync", ["always", "everysec"])

@@ -25,6 +25,7 @@ from redis.exceptions import (
     MasterDownError,
     MovedError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
@@ -43,8 +44,10 @@ WAKE = "queue:wake"
 _ELSEWHERE = (MovedError, ReadOnlyError)
 _AWAY = (
     ConnectionError, TimeoutError, OSError, BusyLoadingError, ClusterDownError, MasterDownError, AskError,
-    TryAgainError, RedisClusterException, *_ELSEWHERE,
+    TryAgainError, RedisClusterException, OutOfMemoryError, *_ELSEWHERE,
 )  # fmt: skip
+_PASSING = ("MISCONF ", "NOREPLICAS ")
+"""What Redis's answer begins with when it takes no writes for now; it has written nothing then."""
 _ALONE = ("enqueue_one",)
 """Scripts that do without the common part."""
 _AT_ONCE = 200
@@ -216,7 +219,7 @@ def key_of(account: UUID) -> str:
 
 
 def _said(answer: Any) -> Any:
-    if isinstance(answer, _AWAY):
+    if isinstance(answer, _AWAY) or (isinstance(answer, ResponseError) and str(answer).startswith(_PASSING)):
         raise QueueAway(f"Redis is away: {answer}") from answer
     if isinstance(answer, RedisError):
         raise answer
