@@ -423,14 +423,20 @@ def test_who_is_told_of_each_task_looks_once_a_second(app: App, monkeypatch: pyt
             while "untold" not in done:
                 tell()
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if not ended.is_set():  # else the signal would end pytest
+                os.kill(os.getpid(), signal.SIGTERM)
 
     found: list[tuple[int, float]] = []
+    ended = threading.Event()
     producer = threading.Thread(target=produce)
-    loop = app.worker(Options(sleep=600))
+    loop = app.worker(Options(sleep=600, memory=100_000))  # all of pytest is in this process
     producer.start()
-    assert loop.run() == 0
+    try:
+        code = loop.run()
+    finally:
+        ended.set()
     producer.join()
+    assert code == 0
 
     ((number, seconds),) = found
     assert number <= 4 * (seconds + 1)  # each look that finds nothing is followed by up to three
