@@ -74,8 +74,9 @@ def work(env: dict[str, str], account: UUID, threads: int, hours: float, stop: P
         def timed(*given: Any, **named: Any) -> Any:
             began = time.perf_counter()
             answer = inner(*given, **named)
-            if time.monotonic() > warm:  # not while connections are made
-                times.append(time.perf_counter() - began)
+            took = time.perf_counter() - began
+            if time.monotonic() > warm and not stop.exists():  # not while processes start or end
+                times.append(took)
             return answer
 
         app.limiter.store.ask = timed  # type: ignore[method-assign]

@@ -1,6 +1,8 @@
 -- limiter_ask as in 0004, with half the statements: what is there of a principal is read with one each of its tickets
 -- and its grants, and what is dead is deleted when there is some. On a connection that has been quiet for a moment
--- every statement costs some 30 us, as long as others wait for the principal's lock.
+-- every statement costs some 30 us, as long as others wait for the principal's lock. And each is planned once for a
+-- session, not anew for its first five times, at 0.6 ms a question: every thread of every worker has a session of its
+-- own, and the plans, all by key, are the same each time.
 
 create or replace function limiter_ask(
     p_ticket bigint, p_principal text, p_account uuid, p_units integer, p_urgent boolean, p_lag double precision,
@@ -8,7 +10,7 @@ create or replace function limiter_ask(
     p_ttl double precision, p_budget integer, p_window double precision, p_parallel integer,
     p_account_parallel integer, p_poll double precision, p_patience double precision, p_catch_up double precision,
     out granted boolean, out wait double precision, out reason text
-) language plpgsql as $$
+) language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
     state limiter_principals;
     place integer := case when p_urgent then 0 else 1 end;
@@ -128,15 +130,17 @@ begin
 
     if reason is null then
         granted := true;
-        if again then
-            delete from limiter_tickets where id = p_ticket;
-        end if;
-        insert into limiter_grants (id, principal, account_id, units, worker, starts_at, leaves_at, seen, sure)
-        overriding system value
-        values (p_ticket, p_principal, p_account, cost, p_worker, moment, moment + span + lag, used + cost, sure + 1)
-        on conflict (id) do update
-        set units = excluded.units, starts_at = excluded.starts_at, leaves_at = excluded.leaves_at, done_at = null,
-            seen = excluded.seen, sure = excluded.sure;
+        with used_up as (
+            delete from limiter_tickets where id = p_ticket and again
+        ), kept as (
+            insert into limiter_grants (id, principal, account_id, units, worker, starts_at, leaves_at, seen, sure)
+            overriding system value
+            values (p_ticket, p_principal, p_account, cost, p_worker, moment, moment + span + lag, used + cost,
+                    sure + 1)
+            on conflict (id) do update
+            set units = excluded.units, starts_at = excluded.starts_at, leaves_at = excluded.leaves_at, done_at = null,
+                seen = excluded.seen, sure = excluded.sure
+        )
         update limiter_principals
         set paced = state.paced, last_start = greatest(moment, last_start),
             pace = greatest(state.pace + span * cost / budget, moment - p_catch_up * interval '1 second')
@@ -184,3 +188,6 @@ begin
     end if;
 end
 $$;
+
+alter function limiter_free set plan_cache_mode = force_generic_plan;
+alter function limiter_wake set plan_cache_mode = force_generic_plan;
