@@ -57,6 +57,7 @@ def script(path: str, name: str) -> ModuleType:
 
 
 WORKER = script("ansible/roles/worker/filter_plugins/worker.py", "worker_filters")
+BUILD = script("ansible/roles/release/files/build.py", "release_build")
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
@@ -302,6 +303,38 @@ def test_a_good_program_file_is_taken(tmp_path: Path) -> None:
     (tmp_path / "good.ini").write_text("[program:a]\ncommand=/bin/true\n")
 
     assert check(tmp_path / "good.ini") == ""
+
+
+LOCKED = """\
+plain==1.0 \\
+    --hash=sha256:aa \\
+    --hash=sha256:bb
+early==1.1 ; python_full_version < '3.11.3' \\
+    --hash=sha256:cc
+old==1.2 ; python_full_version < '3.12' \\
+    --hash=sha256:dd
+old==2.0 ; python_full_version >= '3.12' \\
+    --hash=sha256:ee
+elsewhere==1.3 ; sys_platform == 'win32' or platform_machine == 'aarch64' \\
+    --hash=sha256:ff
+"""
+
+
+@pytest.mark.parametrize(
+    ("python", "machine", "names"),
+    [
+        ("3.11", "x86_64", ["plain==1.0", "early==1.1", "old==1.2"]),
+        ("3.12", "x86_64", ["plain==1.0", "old==2.0"]),
+        ("3.12", "aarch64", ["plain==1.0", "old==2.0", "elsewhere==1.3"]),
+    ],
+)
+def test_a_release_brings_what_its_hosts_need_whatever_the_controller_is(
+    python: str, machine: str, names: list[str]
+) -> None:
+    """Markers speak of the hosts: any patch release of their Python, and their machine; hashes stay."""
+    wanted = BUILD.applying(LOCKED, python, machine)
+    assert [line.split()[0] for line in wanted] == names
+    assert wanted[0] == "plain==1.0 --hash=sha256:aa --hash=sha256:bb"
 
 
 def test_a_run_ends_with_the_seconds_of_each_play(tmp_path: Path) -> None:

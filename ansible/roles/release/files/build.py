@@ -19,6 +19,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from packaging.requirements import Requirement  # ansible-core needs it, too
+
 FILES = ("pyproject.toml", "README.md", "LICENSE", "requirements/base.txt")
 PACKAGES = ("worker", "simulator")
 OFFICIAL = ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux_2_34", "manylinux_2_5", "manylinux1")
@@ -75,10 +77,38 @@ def build(source: Path, work: Path, python: str, machine: str) -> None:
         shutil.copyfile(source / path, copy / path)
     pip("wheel", "--no-deps", "--wheel-dir", str(wheels), str(copy))
     platforms = [word for name in OFFICIAL for word in ("--platform", f"{name}_{machine}")]
+    locked, wanted = copy / "requirements/base.txt", work / "wanted.txt"
+    wanted.write_text("\n".join(applying(locked.read_text("utf-8"), python, machine)), "utf-8")
     pip("download", "--dest", str(wheels), "--no-deps", "--only-binary=:all:", "--require-hashes",
-        "--python-version", python, "--implementation", "cp", *platforms,
-        "--requirement", str(copy / "requirements/base.txt"))  # fmt: skip
-    shutil.copyfile(copy / "requirements/base.txt", wheels / "requirements.txt")
+        "--python-version", python, "--implementation", "cp", *platforms, "--requirement", str(wanted))  # fmt: skip
+    shutil.copyfile(locked, wheels / "requirements.txt")
+
+
+def applying(locked: str, python: str, machine: str) -> list[str]:
+    """What of a lock file hosts with any patch release of this Python need, without markers.
+
+    pip goes by --python-version for wheels, but for markers by the Python it runs on: a controller with 3.11.7 would
+    leave out what a host with 3.11.2 has to have.
+    """
+    names = {
+        "implementation_name": "cpython",
+        "os_name": "posix",
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "platform_system": "Linux",
+        "python_version": python,
+        "sys_platform": "linux",
+    }
+    hosts = [{**names, "python_full_version": f"{python}.{patch}"} for patch in (0, 99)]
+    wanted = []
+    for line in locked.replace("\\\n", " ").splitlines():
+        text, *hashes = line.split(" --hash=")
+        if not text.strip() or text.startswith("#"):
+            continue
+        one = Requirement(text)
+        if one.marker is None or any(one.marker.evaluate(host) for host in hosts):
+            wanted.append(" --hash=".join([f"{one.name}{one.specifier}", *(hash.strip() for hash in hashes)]))
+    return wanted
 
 
 def pip(*words: str) -> None:
