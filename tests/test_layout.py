@@ -167,6 +167,7 @@ DRIVERS = {
     "DatabaseQueue": "Queue",
     "Directed": "Queue",
     "RedisQueue": "Queue",
+    "RedisRecords": "Queue",
     "SyncQueue": "Queue",
     "DatabaseStore": "Store",
     "RedisStore": "Store",

@@ -340,7 +340,7 @@ def test_a_mover_given_up_for_dead_moves_nothing(sides: Sides) -> None:
             super().arrive(conn, rows)
 
     redis = MortalSide(sides.db, sides.url, lambda *_: "default")
-    redis._everybody()
+    redis._shards.everybody()
     taken = redis._scripts.run
     rescuer = sides.redis
 

@@ -256,7 +256,7 @@ def test_a_rescue_leaves_an_end_that_is_written_meanwhile(stand: Stand) -> None:
                     stand.settle(tasks, Complete("updated"))
 
     rescuer = Slow(stand.db, stand.url, lambda *_: "default")
-    rescuer._everybody()
+    rescuer._shards.everybody()
     rescuer._rescue(worker, "", None)
     stand.another()._rescue(worker, "", None)
 
@@ -293,7 +293,7 @@ def test_what_redis_got_twice_is_there_once(stand: Stand) -> None:
     other = stand.another()
     with stand.db.connection() as conn:
         (note,) = conn.execute("select n, account_id, task from queue_outbox").fetchall()
-    other._number([note["account_id"]])
+    other._shards.number([note["account_id"]])
     other._scripts.run("enqueue", A, "", f"[{note['task']}]", f'["{note["n"]}"]')
     tasks = stand.claim(7, other)
     stand.settle(tasks, Complete("updated"), other)

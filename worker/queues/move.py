@@ -61,7 +61,7 @@ class RedisSide(RedisQueue):
         has not goes back as it was. Repeated after an error it begins with that.
         """
         self._rescue(worker, "", None)
-        for account in self._everybody():
+        for account in self._shards.everybody():
             numbers = sorted(n for page in self._pages(account) for n, _, _ in page)
             for n in range(0, len(numbers), _FROM_REDIS):
                 part = json.dumps(numbers[n : n + _FROM_REDIS])
