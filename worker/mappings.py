@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -142,6 +142,49 @@ def fulfil(conn: Connection, child: UUID, type: str, main_ids: Collection[UUID])
     """The outcome of these creates is known."""
     if main_ids:
         fetch(conn, "fulfil", child=child, type=type, ids=list(main_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """An update that was sent, whose outcome is not known, and which may still take effect `until` then.
+
+    `hash` is that of what was sent, empty where it was several contents.
+    """
+
+    hash: str
+    sent_at: datetime
+    until: datetime
+
+
+def intend_updates(
+    db: Database, child: UUID, type: str, hashes: Mapping[UUID, str], seconds: float
+) -> dict[UUID, Doubt]:
+    """Note, before they are sent, updates by main's id and hash; what was noted of them in the last `seconds`."""
+    if not hashes:
+        return {}
+    rows = db.fetch(
+        "intend_updates",
+        child=child,
+        type=type,
+        ids=list(hashes),
+        hashes=list(hashes.values()),
+        seconds=seconds,
+    )
+    return {row["main_entity_id"]: Doubt(row["hash"], row["sent_at"], row["until"]) for row in rows}
+
+
+def fulfil_updates(conn: Connection, child: UUID, type: str, known: Mapping[UUID, Doubt | None]) -> None:
+    """The outcome of these updates is known; that of an earlier one, where given, still is not."""
+    if known:
+        fetch(
+            conn,
+            "fulfil_updates",
+            child=child,
+            type=type,
+            ids=list(known),
+            hashes=[doubt and doubt.hash for doubt in known.values()],
+            sent_at=[doubt and doubt.sent_at for doubt in known.values()],
+        )
 
 
 def drop(conn: Connection, child: UUID, type: str, main_ids: Collection[UUID]) -> None:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import backoff
 import requests
+from backoff.types import Details
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from worker.accounts import Account
@@ -196,6 +197,8 @@ class Client:
         self.read_timeout = read_timeout
         self.effect_seconds = effect_seconds
         """For how long after it was sent a request may still take effect, though its answer was lost."""
+        self.lost = 0
+        """Requests sent again because nobody knows what became of the one before."""
         self._limiter = limiter
         self._breaker = breaker
         self._current = current
@@ -290,11 +293,15 @@ class Client:
         def hopeless(error: Exception) -> bool:
             return isinstance(error, but) or self.left() <= 1 or not self._admitted
 
+        def again(details: Details) -> None:
+            self.lost += not isinstance(details.get("exception"), Unreachable)
+
         attempt = backoff.on_exception(
             backoff.expo,
             Retryable,
             max_tries=self._tries,
             giveup=hopeless,
+            on_backoff=again,
             factor=0.5,
             max_value=8,
             logger=None,

@@ -34,6 +34,7 @@ def run(
     runs.finish_all()
     pruned = queue.prune(completed_days=settings.KEEP_COMPLETED_DAYS, failed_days=settings.KEEP_FAILED_DAYS, now=now)
     db.fetch("forget_principals")
+    db.fetch("forget_updates")
     started = []
     for _, child in runs.due(now):
         try:

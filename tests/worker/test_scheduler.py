@@ -171,3 +171,21 @@ def test_old_minutes_are_forgotten(app: App) -> None:
 
     with app.db.connection() as conn:
         assert len(conn.execute("select minute from schedule_ticks").fetchall()) == 2
+
+
+def test_updates_nobody_learned_of_are_forgotten_after_a_day(app: App) -> None:
+    """Not a create, which is looked for however old it is."""
+    _, [child] = family(app, 60)
+    with app.db.connection() as conn:
+        for age, hash in (("2 days", "old"), ("1 hour", "young"), ("2 days", None)):
+            conn.execute(
+                "insert into intents (child_id, entity_type, main_entity_id, sent_at, hash)"
+                " values (%s, 'product', %s, now() - %s::interval, %s)",
+                [child, uuid4(), age, hash],
+            )
+
+    tick(app, NOON)
+
+    with app.db.connection() as conn:
+        left = {row["hash"] for row in conn.execute("select hash from intents").fetchall()}
+    assert left == {"young", None}

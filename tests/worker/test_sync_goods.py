@@ -408,6 +408,94 @@ def test_content_changed_between_attempts_is_sent(family: Family) -> None:
     assert family.difference(child) == EQUAL
 
 
+def pass_time(family: Family, seconds: float) -> None:
+    """Let so much time pass for requests without an answer, parked accounts and what is put off."""
+    with family.app.db.connection() as conn:
+        conn.execute("update intents set sent_at = sent_at - %s * interval '1 second'", [seconds])
+    family.app.unpark(family.children[0])
+    family.due_now()
+
+
+def in_doubt(family: Family) -> int:
+    """Of how many updates nobody knows what became."""
+    with family.app.db.connection() as conn:
+        return len(conn.execute("select from intents where hash is not null").fetchall())
+
+
+@pytest.mark.parametrize("lost", [1, 3, 6])
+def test_an_update_executed_late_does_not_outlive_a_newer_one(family: Family, lost: int) -> None:
+    """Its answer was lost, and the same attempt (1, 3) or another (6) sent it again; newer content is sent once more
+    when MoySklad can no longer be working on the older, whatever became of the good in between."""
+    child = family.children[0]
+    family.sync(child)
+    row = goods(family, family.main)[0]
+    change(family, family.main, row, name="Первое")
+    family.simulator.control(
+        "POST", "/faults", kind="drop_before", method="POST", path="/entity/product", account=str(child), count=lost
+    )
+    family.sync(child)
+    family.app.unpark(child)
+    family.due_now()
+    family.work()
+    assert twin(family, child, row)["name"] == "Первое"
+    assert in_doubt(family) == 1
+    change(family, family.main, row, name="Второе")
+    family.sync(child)
+    assert twin(family, child, row)["name"] == "Второе"
+
+    change(family, child, twin(family, child, row), name="Первое")  # executed only now
+    pass_time(family, 301)
+    family.work()
+
+    assert twin(family, child, row)["name"] == "Второе"
+    assert family.difference(child) == EQUAL
+    assert not family.app.queue.peek("pending")
+    family.ledger()
+    family.sync(child)
+    assert family.ledger()["writes"] == 0
+
+
+def test_an_update_repeated_with_the_same_content_is_sent_no_more(family: Family) -> None:
+    """Whichever of the two is executed last, the child has what it is to have; one that is too old counts no more."""
+    child = family.children[0]
+    family.sync(child)
+    row = goods(family, family.main)[0]
+    change(family, family.main, row, name="Первое")
+    family.simulator.control(
+        "POST", "/faults", kind="drop_before", method="POST", path="/entity/product", account=str(child), count=8
+    )
+    family.sync(child)
+    family.app.unpark(child)
+    family.due_now()
+    family.work()
+    assert twin(family, child, row)["name"] == "Первое"
+    assert not family.app.queue.peek("pending")
+
+    pass_time(family, 301)
+    change(family, family.main, row, name="Второе")
+    family.sync(child)
+
+    assert not family.app.queue.peek("pending")
+    assert in_doubt(family) == 0
+
+
+def test_updates_answered_at_once_leave_nothing_in_doubt(family: Family) -> None:
+    """Nor is anything sent again later; what a refused array holds is known as well."""
+    child = family.children[0]
+    family.sync(child)
+    first, second, *_ = goods(family, family.main)
+    change(family, family.main, first, name="Первое")
+    change(family, family.main, second, name="Второе")
+    refusal = {"kind": "status", "status": 400, "method": "POST", "path": "/entity/product", "count": 1}
+    family.simulator.control("POST", "/faults", account=str(child), **refusal)
+
+    family.sync(child)
+
+    assert family.difference(child) == EQUAL
+    assert in_doubt(family) == 0
+    assert not family.app.queue.peek("pending")
+
+
 def test_refused_token_parks_the_account_and_a_new_one_lets_it_go_on(family: Family) -> None:
     """401 costs the other child nothing, this one no attempt; with a new token it finishes."""
     first, second = family.children

@@ -111,3 +111,38 @@ set sent_at = excluded.sent_at, tries = intents.tries + 1;
 -- What became of these creates is known.
 delete from intents
 where child_id = %(child)s and entity_type = %(type)s and main_entity_id = any(%(ids)s::uuid[]);
+
+-- name: intend_updates
+-- Before updates are sent: their answers may never come. What was sent earlier and may still take effect.
+with earlier as (
+    select main_entity_id, hash, sent_at, sent_at + make_interval(secs => %(seconds)s) as until
+    from intents
+    where child_id = %(child)s and entity_type = %(type)s and main_entity_id = any(%(ids)s::uuid[])
+      and sent_at > clock_timestamp() - make_interval(secs => %(seconds)s)
+), noted as (
+    insert into intents (child_id, entity_type, main_entity_id, sent_at, hash)
+    select %(child)s, %(type)s, id, clock_timestamp(), hash
+    from unnest(%(ids)s::uuid[], %(hashes)s::text[]) as t (id, hash) order by id
+    on conflict (child_id, entity_type, main_entity_id) do update
+    set sent_at = excluded.sent_at, tries = intents.tries + 1,
+        hash = case when intents.hash = excluded.hash
+                      or intents.sent_at <= clock_timestamp() - make_interval(secs => %(seconds)s)
+                    then excluded.hash else '' end
+)
+select main_entity_id, hash, sent_at, until from earlier;
+
+-- name: fulfil_updates
+-- What became of these updates is known; where an earlier one's fate is not, that alone stays noted.
+with known as (
+    select * from unnest(%(ids)s::uuid[], %(hashes)s::text[], %(sent_at)s::timestamptz[]) as t (id, hash, sent_at)
+), restored as (
+    update intents set hash = known.hash, sent_at = known.sent_at
+    from known
+    where child_id = %(child)s and entity_type = %(type)s and main_entity_id = known.id and known.hash is not null
+)
+delete from intents using known
+where child_id = %(child)s and entity_type = %(type)s and main_entity_id = known.id and known.hash is null;
+
+-- name: forget_updates
+-- Updates whose fate nobody learned, and which have long had it.
+delete from intents where hash is not null and sent_at < now() - interval '1 day';

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from worker.errors import (
     Unauthorized,
 )
 from worker.executor import Context, Settlement
-from worker.mappings import Body, Mapped, Pair
+from worker.mappings import Body, Doubt, Mapped, Pair
 from worker.moysklad import BULK_BYTES, DIVISIBLE, PAGE, Client, item_error
 from worker.queues import Ended
 from worker.sync import goods, matching, references
@@ -49,6 +50,11 @@ class Item:
     sent: Body
     notes: Sequence[str]
     data: bytes
+
+    @property
+    def hash(self) -> str:
+        """The same for what is sent alike."""
+        return hashlib.blake2b(self.data, digest_size=16).hexdigest()
 
     @property
     def created(self) -> bool:
@@ -172,7 +178,9 @@ def _write(ctx: Context, client: Client, link: Link, items: Sequence[Item]) -> I
         part, rest = _cut(parts.popleft(), size)
         if rest:
             parts.appendleft(rest)
-        began = client.clock()
+        updates = {item.pair.id: item.hash for item in part if not item.created}
+        doubts = mappings.intend_updates(ctx.db, link.child, goods.TYPE, updates, client.effect_seconds)
+        began, lost = client.clock(), client.lost
         try:
             answers = client.post_all(goods.PATH, [item.data for item in part], repeatable=True)
         except (TooLarge, Slow) as error:
@@ -181,6 +189,8 @@ def _write(ctx: Context, client: Client, link: Link, items: Sequence[Item]) -> I
                 late = True
                 parts.appendleft(part)
             elif len(part) > 1:
+                if refused and client.lost == lost:
+                    _withdraw(ctx, link, updates, doubts)
                 size = ctx.accounts.shrink_bulk(link.child, len(part), refused=refused)
                 if client.left() > 0:
                     parts.extendleft(_halves(part))
@@ -189,21 +199,30 @@ def _write(ctx: Context, client: Client, link: Link, items: Sequence[Item]) -> I
                     yield _again(part, f"{error}, and the batch had no time left")
             else:
                 size = ctx.accounts.restore_bulk(link.child, client.account.bulk) if refused else size
-                yield _settle(ctx, client, link, part, [error])
+                yield _settle(ctx, client, link, part, [error], doubts, sure=client.lost == lost)
         except Rejected as error:
             if error.status not in DIVISIBLE:
                 raise
             refusals += 1
             if len(part) == 1:
-                yield _settle(ctx, client, link, part, [error])
+                yield _settle(ctx, client, link, part, [error], doubts, sure=client.lost == lost)
             else:
+                if client.lost == lost:
+                    _withdraw(ctx, link, updates, doubts)
                 parts.extendleft(_halves(part))
         except Retryable as error:
             yield _again(part, str(error))
         else:
             if len(part) == size < PAGE and client.clock() - began < patience * QUICK:
                 size = ctx.accounts.grow_bulk(link.child, size)
-            yield _settle(ctx, client, link, part, [item_error(answer) or answer for answer in answers])
+            results = [item_error(answer) or answer for answer in answers]
+            yield _settle(ctx, client, link, part, results, doubts, sure=client.lost == lost)
+
+
+def _withdraw(ctx: Context, link: Link, updates: Iterable[UUID], doubts: Mapping[UUID, Doubt]) -> None:
+    """What was refused as a whole can take no effect any more."""
+    with ctx.db.transaction() as conn:
+        mappings.fulfil_updates(conn, link.child, goods.TYPE, {id: doubts.get(id) for id in updates})
 
 
 def _again(part: Sequence[Item], error: str) -> Settlement:
@@ -240,15 +259,31 @@ def _halves(part: list[Item]) -> tuple[list[Item], list[Item]]:
 
 
 def _settle(
-    ctx: Context, client: Client, link: Link, chunk: Sequence[Item], results: Sequence[Body | TaskError]
+    ctx: Context,
+    client: Client,
+    link: Link,
+    chunk: Sequence[Item],
+    results: Sequence[Body | TaskError],
+    doubts: Mapping[UUID, Doubt],
+    *,
+    sure: bool,
 ) -> Settlement:
-    """What became of each: an entity of the child's, or the error it met."""
+    """What became of each: an entity of the child's, or the error it met.
+
+    An update that went through while an earlier one of other content may still take effect (`doubts`) is sent once
+    more when that is over. `sure` tells that each item was sent but once, or its fate known before it was sent again.
+    """
     outcomes: dict[int, Outcome] = {}
     saved: dict[int, Mapped] = {}
+    known: dict[int, tuple[UUID, Doubt | None]] = {}
+    later: dict[int, NewTask] = {}
     gone: list[Item] = []
     entities = {item.task.id: result for item, result in zip(chunk, results, strict=True) if isinstance(result, dict)}
     owners = mappings.owners(ctx.db, link.child, goods.TYPE, {UUID(entity["id"]) for entity in entities.values()})
     for item, result in zip(chunk, results, strict=True):
+        doubt = doubts.get(item.pair.id)
+        if sure and not item.created and not isinstance(result, Retryable):
+            known[item.task.id] = item.pair.id, doubt
         if isinstance(result, Gone):
             gone.append(item)
             outcomes[item.task.id] = Retry(str(result))
@@ -261,7 +296,10 @@ def _settle(
             saved[item.task.id] = Mapped(item.pair.id, id, None)
             outcomes[item.task.id] = Snooze(0, "an earlier attempt had created it, with other content")
         else:
-            saved[item.task.id] = Mapped(item.pair.id, id, item.pair.hash)
+            outlived = doubt is None or doubt.hash == item.hash
+            saved[item.task.id] = Mapped(item.pair.id, id, item.pair.hash if outlived else None)
+            if doubt is not None and not outlived:
+                later[item.task.id] = _once_more(link, item, doubt)
             done = "created" if item.created else "updated"
             outcomes[item.task.id] = Complete(done, "; ".join(item.notes) or None)
     lost = _confirm_gone(client, [item for item in gone if not item.created])
@@ -271,6 +309,9 @@ def _settle(
         kept = [pair for id, pair in saved.items() if id in owned]
         mappings.save(conn, link.child, goods.TYPE, kept, current=accounts.still_so(conn, link))
         mappings.drop(conn, link.child, goods.TYPE, [item.pair.id for item in lost if item.task.id in owned])
+        mappings.fulfil_updates(conn, link.child, goods.TYPE, dict(one for id, one in known.items() if id in owned))
+        if tasks := [task for id, task in later.items() if id in owned]:
+            ctx.queue.enqueue(tasks, within=conn)
         if stale:
             mappings.doubt_references(conn, link.child)
             again = Prepare(link.main)
@@ -282,6 +323,12 @@ def _settle(
             )  # fmt: skip
 
     return Settlement([Ended(item.task, outcomes[item.task.id]) for item in chunk], effect)
+
+
+def _once_more(link: Link, item: Item, doubt: Doubt) -> NewTask:
+    """To send it once more when the earlier update can no longer overwrite it."""
+    return NewTask(link.child, goods.TYPE, "sync", SyncGoods(link.main), entity_id=str(item.pair.id),
+                   priority=item.task.priority, scheduled_at=doubt.until)  # fmt: skip
 
 
 def _confirm_gone(client: Client, items: Sequence[Item]) -> list[Item]:
