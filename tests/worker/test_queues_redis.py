@@ -376,3 +376,34 @@ def test_a_cluster_goes_on_without_a_master(db: Database) -> None:
 
         assert eventually(work)
         assert taken == set(accounts)
+
+
+def test_nothing_is_left_open_to_who_has_left_the_cluster(db: Database) -> None:
+    """Its slots are another's, who then hears of its tasks; its own count of clients is the witness."""
+    with redis_servers.cluster(3) as servers, ExitStack() as closing:
+        stand = Stand(db, servers[0].url)
+        closing.callback(stand.queue.close)
+        *others, leaving = servers
+        accounts = [UUID(int=n) for n in range(1, 31)]
+        stand.queue.enqueue(good("x", account) for account in accounts)
+
+        def clients() -> int:
+            """Besides who asks."""
+            return len(leaving.ask("CLIENT", "LIST", "TYPE", "normal").splitlines()) - 1
+
+        assert clients() == 1
+        leaving.ask("FLUSHALL")
+        slots = 2 * (16384 // 3), 16383
+        for server in servers:
+            server.ask("CLUSTER", "DELSLOTSRANGE", *slots)
+        others[0].ask("CLUSTER", "ADDSLOTSRANGE", *slots)
+        others[0].ask("CLUSTER", "BUMPEPOCH")
+        for server in servers:
+            redis_servers.eventually(
+                server.ask, "CLUSTER", "INFO", wanted=lambda info: "cluster_slots_ok:16384" in str(info)
+            )
+
+        stand.queue.enqueue(good("y", account) for account in accounts)
+
+        redis_servers.eventually(clients, wanted=lambda number: number == 0)
+        assert sum(row["entity_id"] == "y" for row in stand.queue.peek("pending", limit=100)) == len(accounts)

@@ -205,12 +205,24 @@ class Scripts:
         return client.connection_pool
 
     def _refresh(self) -> None:
-        """Ask a cluster anew who has what."""
-        if self._cluster is not None:
-            try:
-                self._cluster.nodes_manager.initialize()
-            except _AWAY as error:
-                emit("redis.wait", level="warning", reason=str(error))
+        """Ask a cluster anew who has what, and leave those who are no longer part of it."""
+        if self._cluster is None:
+            return
+        try:
+            self._cluster.nodes_manager.initialize()
+        except _AWAY as error:
+            emit("redis.wait", level="warning", reason=str(error))
+            return
+        clients = [node.redis_connection for node in self._cluster.nodes_manager.nodes_cache.values()]
+        pools = {client.connection_pool for client in clients if client is not None}
+        for pool in set(self._warm) - pools:
+            # Another thread may be taking from it: each connection is either's.
+            warm = self._warm.pop(pool, [])
+            with suppress(IndexError):
+                while True:
+                    connection, _ = warm.pop()
+                    connection.disconnect()
+                    pool.release(connection)
 
 
 def key_of(account: UUID) -> str:
