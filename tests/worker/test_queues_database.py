@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from worker.app import App
-from worker.db import Database, patiently
+from worker.db import Database, fetch, patiently
 from worker.lease import Lease
 from worker.queues import DatabaseQueue
 from worker.queues.lanes import AGEING, Lane
@@ -77,6 +77,22 @@ def within(queue: DatabaseQueue, db: Database, entities: list[str]) -> None:
             queue.enqueue(goods(entities[-1]), within=conn)
 
     patiently(work)
+
+
+def test_a_claim_does_not_wait_for_the_disk_and_an_end_does(app: App) -> None:
+    """The setting holds for the claim's own commit, on a connection that then ends the task."""
+    app.queue.enqueue([NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id="1")])
+    with app.db.connection() as conn:
+        with conn.transaction():
+            claim = {"queue": "default", "rank": -Priority.BACKGROUND, "account": CHILD, "concurrency": None}
+            more = {"announced": False, "worker": 7, "limit": 9, "mark": 0, "now": None}
+            taken = fetch(conn, "claim", **claim, **more)
+            during = conn.execute("show synchronous_commit").fetchall()
+        after = conn.execute("show synchronous_commit").fetchall()
+
+    assert [row["entity_id"] for row in taken] == ["1"]
+    assert during == [{"synchronous_commit": "off"}]
+    assert after == [{"synchronous_commit": "on"}]
 
 
 @pytest.mark.parametrize("enqueue", [alone, within])

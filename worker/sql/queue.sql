@@ -166,6 +166,9 @@ where coalesce(a.parked_until <= coalesce(%(now)s, now()), true);
 -- A task whose twin is being processed waits for it: one object is never written by two workers at once.
 -- As a scalar subquery, so that it is looked up by its key whatever the planner thinks of the table.
 -- A row comes back also when nothing is taken: `seen` and `last` tell whether there is more behind.
+-- The commit does not wait for the disk (`at_once`). A server that crashes within the next moments may forget the claim:
+-- then the task waits as before, whoever takes it next does it, and what the first one writes for it is refused, as
+-- after a lost lease. Each end of a task, and each effect, does wait, and takes the claims before it along.
 with front as materialized (
     select ctid, id, entity_type, entity_id, operation, rescues from sync_queue
     where status = 'pending' and ready and queue = %(queue)s and -priority = %(rank)s and account_id = %(account)s
@@ -202,7 +205,8 @@ with front as materialized (
 )
 select t.*, seen.seen, seen.last, seen.left_out
 from (select count(*) as seen, max(id) as last,
-             min(id) filter (where id not in (select id from batch)) as left_out from front) seen
+             min(id) filter (where id not in (select id from batch)) as left_out,
+             set_config('synchronous_commit', 'off', true) as at_once from front) seen
 left join taken t on true
 order by t.id;
 
