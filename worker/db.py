@@ -24,12 +24,19 @@ from worker.release import release
 from worker.telemetry import emit
 
 Connection = psycopg.Connection[DictRow]
-AWAY: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, QueueAway)
+AWAY: tuple[type[Exception], ...] = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    PoolTimeout,
+    QueueAway,
+)
 """What is raised when the server cannot be reached or has just gone; also when it says no, see `refused`."""
 
-_PASSING = ("08", "40", "53000", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05")
+_PASSING = ("08", "25P03", "40", "53000", "53100", "53200", "53300", "57P01", "57P02", "57P03", "57P05")
 """SQLSTATEs, or how they begin, of what passes by itself: the connection broke, another transaction was in the way, a
-disk, the memory or all connections are taken, the server stops or starts."""
+disk, the memory or all connections are taken, the server stops or starts, or gave up on a session that stood still in
+a transaction."""
 
 _MIGRATION_LOCK = 0x6D73_0001
 _CONTRACT = re.compile(r"(?:--.*\n)*?-- contract: *(\S.*)")

@@ -14,9 +14,9 @@ import psycopg
 import pytest
 
 from worker.app import App
-from worker.db import Database, fetch, patiently
+from worker.db import Connection, Database, fetch, patiently
 from worker.lease import Lease
-from worker.queues import DatabaseQueue
+from worker.queues import DatabaseQueue, Ended, database
 from worker.queues.lanes import AGEING, Lane
 from worker.task import Batch, Complete, NewTask, Priority, SyncGoods
 
@@ -93,6 +93,30 @@ def test_a_claim_does_not_wait_for_the_disk_and_an_end_does(app: App) -> None:
     assert [row["entity_id"] for row in taken] == ["1"]
     assert during == [{"synchronous_commit": "off"}]
     assert after == [{"synchronous_commit": "on"}]
+
+
+def test_who_stands_still_in_a_settlement_keeps_its_tasks_from_nobody(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends its transaction; another may have the rows; the settlement is done anew, with what is left."""
+    monkeypatch.setattr(database, "_STILL", "100ms")
+    app.queue.enqueue([NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id=str(n)) for n in range(2)])
+    batch = app.queue.claim(["default"], 7, limit=2)
+    assert batch is not None
+    seen: list[set[int]] = []
+
+    def effect(conn: Connection, owned: set[int]) -> None:
+        seen.append(owned)
+        if len(seen) == 1:  # frozen, until another worker has taken a task away
+            with app.db.transaction() as other:
+                other.execute("set local lock_timeout = '30s'")
+                other.execute("update sync_queue set worker = 8 where id = %s", [batch.tasks[0].id])
+        conn.execute("select")
+
+    counts = patiently(lambda: app.queue.settle([Ended(task, Complete("done")) for task in batch.tasks], effect))
+
+    assert seen == [{task.id for task in batch.tasks}, {batch.tasks[1].id}]
+    assert counts == {"complete": 1, "lost": 1}
 
 
 @pytest.mark.parametrize("enqueue", [alone, within])

@@ -34,6 +34,8 @@ _BULK = 100
 _COPY_AT_ONCE = 50_000
 """Tasks held at once, sorted by account: each then goes beside the one before it in the indexes."""
 _COPY_PORTION = 500
+_STILL = "60s"
+"""For how long a settlement's transaction may stand still between two statements, holding its tasks."""
 NULL = r"\N"
 _TASK_FIELDS = len(Task.__dataclass_fields__)
 _AT_ONCE = 10_000
@@ -205,7 +207,8 @@ class DatabaseQueue(Directed):
 
     def _owned(self, conn: Connection, ended: Sequence[Ended]) -> set[int]:
         """Those of the claims that are still this worker's, locked until the transaction ends."""
-        return {row["id"] for row in fetch(conn, "owned", **_claims(ended[0].task.worker, _keys(ended)))}
+        claims = _claims(ended[0].task.worker, _keys(ended))
+        return {row["id"] for row in fetch(conn, "owned", **claims, patience=_STILL)}
 
     def _end(self, conn: Connection, verb: str, ended: Sequence[Ended], now: datetime | None) -> int:
         params = _claims(ended[0].task.worker, _keys(ended)) | _ways([end.outcome for end in ended], _FIELDS[verb])

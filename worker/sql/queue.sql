@@ -215,9 +215,11 @@ order by t.id;
 select pg_advisory_xact_lock(hashtextextended('concurrency:' || %(account)s::text, 0));
 
 -- name: owned
--- Of these claims, those still ours, locked until the transaction ends: the fence against a lost lease.
+-- Of these claims, those still ours, locked until the transaction ends: the fence against a lost lease. Nor may the
+-- locks of a worker that stands still in the transaction, its host frozen, keep its tasks from who rescues them.
 select mine.id
-from unnest(%(ids)s::bigint[], %(attempts)s::integer[]) as c (id, attempts)
+from (select set_config('idle_in_transaction_session_timeout', %(patience)s, true) as bounded) transaction
+cross join unnest(%(ids)s::bigint[], %(attempts)s::integer[]) as c (id, attempts)
 cross join lateral (
     select id from sync_queue where id = c.id and attempts = c.attempts and worker = %(worker)s limit 1 for update) mine;
 
