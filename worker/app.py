@@ -123,7 +123,7 @@ class App:
 
         with self.db.connection() as conn:
             self.counts.add(conn)
-        return exposition(self.db, self.monitor)
+        return exposition(self.db, self.monitor, self.limiter)
 
     def doctor(self) -> Doctor:
         """Who looks for what is wrong."""

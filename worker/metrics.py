@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -12,26 +13,28 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.db import Database
+from worker.errors import QueueAway
+from worker.limiter import Limiter
 from worker.monitor import STATUSES, Monitor
-from worker.telemetry import COUNTED
+from worker.telemetry import COUNTED, emit
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _GAUGES = {
     "accounts_parked": "Accounts of which nothing is claimed now.",
     "queues_paused": "Pauses of queues in force.",
     "breakers_open": "Accounts the breaker keeps from being asked.",
-    "limiter_paused": "Principals that must not send now; limiter in PostgreSQL only.",
-    "limiter_waiting": "Requests that wait for their turn; limiter in PostgreSQL only.",
-    "limiter_requests": "Requests under way; limiter in PostgreSQL only.",
+    "limiter_paused": "Principals that must not send now.",
+    "limiter_waiting": "Requests that wait for their turn.",
+    "limiter_requests": "Requests under way.",
     "runs_under_way": "Runs that are not finished.",
     "schedule_age_seconds": "Seconds since the minute `schedule run` last worked in.",
 }
 
 
-def exposition(db: Database, monitor: Monitor) -> bytes:
+def exposition(db: Database, monitor: Monitor, limiter: Limiter) -> bytes:
     """Everything in Prometheus' text format. Queues of single accounts are one: labels do not grow with accounts."""
     registry = CollectorRegistry()
-    registry.register(_Fixed([*_gauges(db, monitor), *_counted(db.fetch("counters"))]))
+    registry.register(_Fixed([*_gauges(db, monitor, limiter), *_counted(db.fetch("counters"))]))
     return generate_latest(registry)
 
 
@@ -43,7 +46,7 @@ class _Fixed(Collector):
         yield from self._metrics
 
 
-def _gauges(db: Database, monitor: Monitor) -> Iterator[Metric]:
+def _gauges(db: Database, monitor: Monitor, limiter: Limiter) -> Iterator[Metric]:
     snapshot = monitor.snapshot(failures=0)
     tasks = GaugeMetricFamily("moysklad_worker_queue_tasks", "Tasks by queue and status.", labels=["queue", "status"])
     oldest = GaugeMetricFamily(
@@ -83,11 +86,22 @@ def _gauges(db: Database, monitor: Monitor) -> Iterator[Metric]:
     unheard.add_metric([], len(snapshot["unheard"]))
     yield unheard
     (row,) = db.fetch("gauges")
+    numbers = row | _limits(db, limiter)
     for name, text in _GAUGES.items():
-        if row[name] is not None:
+        if numbers.get(name) is not None:
             gauge = GaugeMetricFamily(f"moysklad_worker_{name}", text)
-            gauge.add_metric([], row[name])
+            gauge.add_metric([], numbers[name])
             yield gauge
+
+
+def _limits(db: Database, limiter: Limiter) -> dict[str, int]:
+    """The limiter's gauges; none while its Redis is away: everything else is told all the same."""
+    try:
+        standing = limiter.standing([row["id"] for row in db.fetch("accounts")])
+    except QueueAway as error:
+        emit("redis.wait", level="warning", reason=str(error))
+        return {}
+    return {f"limiter_{name}": number for name, number in asdict(standing).items()}
 
 
 def _counted(rows: Iterable[dict[str, Any]]) -> Iterator[Metric]:

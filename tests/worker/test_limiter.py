@@ -44,6 +44,7 @@ from worker.limiter import (
     DatabaseStore,
     Learned,
     Limiter,
+    Standing,
     Store,
 )
 from worker.limiter.contract import PATIENCE
@@ -600,6 +601,35 @@ def test_what_nobody_uses_is_forgotten(db: Database) -> None:
     assert unused.principal not in left
     assert used.principal in left
     assert (len(kit.grants(unused)), len(kit.grants(used))) == (0, 1)
+
+
+# -- what is told of it ----------------------------------------------------------------------------------
+
+
+def test_standing_tells_who_waits_who_sends_and_who_must_not(kit: Kit) -> None:
+    """Of the accounts that are asked for, all tokens together; what is over is not told."""
+    first, second, other = account(), account(token="u"), account()
+    second = replace(second, id=first.id)
+    for who in (first, second, other):
+        kit.quick(who)
+    accounts = [first.id, uuid4()]
+    assert kit.store.standing(accounts) == kit.store.standing([]) == Standing()
+
+    sent = [kit.granted(who) for who in (first, first, second, other)]
+    waiting, answer = kit.ask(second, units=45)
+    assert answer.reason == "window"
+    kit.store.pause(second.id, second.principal, 500, STEPS)
+    kit.store.pause(other.id, other.principal, 500, STEPS)
+
+    assert kit.store.standing(accounts) == Standing(paused=1, waiting=1, requests=3)
+    assert kit.store.standing([*accounts, other.id]) == Standing(paused=2, waiting=1, requests=4)
+
+    for ask in sent[:3]:
+        kit.store.free(ask, None, None)
+    kit.store.cancel(waiting)
+    kit.age(second, 501)
+
+    assert kit.store.standing(accounts) == Standing()
 
 
 # -- 429 --------------------------------------------------------------------------------------------------

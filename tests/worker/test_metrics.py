@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import redis_servers
 from tests.conftest import Family
-from tests.worker.test_api import TOKEN, client_of
+from tests.worker.test_api import TOKEN, client_of, env_of
 from worker.accounts import FOREVER
 from worker.app import App
 from worker.counters import Counts
+from worker.limiter import Ask
+from worker.settings import Settings
 from worker.telemetry import emit
 
+A = UUID(int=1)
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -73,6 +78,37 @@ def test_paused_parked_and_broken(family: Family) -> None:
 
     assert (value(series, "accounts_parked"), value(series, "queues_paused")) == (1, 1)
     assert value(series, "breakers_open") == value(series, "limiter_paused") == 0
+
+
+@pytest.mark.parametrize("store", ["database", "redis"])
+def test_the_limiter_wherever_it_is(settings: Settings, store: str) -> None:
+    """One request under way, one that waits, and a token that must not send; nothing of it while Redis is away."""
+    with ExitStack() as stack:
+        server = stack.enter_context(redis_servers.one())
+        values = env_of(settings) | {"LIMITER_STORE": store, "REDIS_URL": server.url}
+        app = stack.enter_context(App(Settings.from_env(values)))
+        app.accounts.add(A, "A", "child", "solution", "token")
+        account = app.accounts.get(A)
+        names = ("limiter_paused", "limiter_waiting", "limiter_requests")
+
+        def gauges() -> list[float]:
+            series = scrape(app)
+            return [value(series, name) for name in names if has(series, name)]
+
+        with app.limiter.acquire(account):
+            waiting = Ask(1, account.principal, A, units=45)
+            assert not app.limiter.store.ask(waiting).granted
+            assert gauges() == [0, 1, 1]
+            app.limiter.pause(account, 60)
+            assert gauges() == [1, 1, 1]
+            app.limiter.store.cancel(waiting)
+        assert gauges() == [1, 0, 0]
+
+        if store == "redis":
+            server.kill()
+            series = scrape(app)
+            assert value(series, "accounts_parked") == 0
+            assert not any(has(series, name) for name in names)
 
 
 def test_each_process_adds_what_it_counted_once(app: App) -> None:

@@ -11,6 +11,7 @@ from worker.limiter.contract import (
     Answer,
     Ask,
     Learned,
+    Standing,
     Store,
 )
 from worker.limiter.core import Limiter, Turn
@@ -29,6 +30,7 @@ __all__ = [
     "DatabaseStore",
     "Learned",
     "Limiter",
+    "Standing",
     "Store",
     "Turn",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -70,6 +71,15 @@ class Learned:
     neighbour: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How things stand: principals that must not send now, requests that wait for their turn, requests under way."""
+
+    paused: int = 0
+    waiting: int = 0
+    requests: int = 0
+
+
 class Store(Protocol):
     """State of all principals, shared by all processes; each method is one transition on the store's clock.
 
@@ -96,6 +106,9 @@ class Store(Protocol):
 
     def shrink(self, account: UUID, principal: str, breath: float, steps: list[float]) -> float:
         """One slot less for a while; for how long nobody sends."""
+
+    def standing(self, accounts: Sequence[UUID]) -> Standing:
+        """How these accounts stand, together. Raises one of AWAY instead of waiting until the store is back."""
 
     def close(self) -> None:
         """Close what the store has opened by itself."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import islice
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import backoff
 
 from worker.accounts import Account
 from worker.errors import RateLimited
-from worker.limiter.contract import BREATH, FRESH_LAG, LAG, LONG, WINDOW, Ask, Learned, Store
+from worker.limiter.contract import BREATH, FRESH_LAG, LAG, LONG, WINDOW, Ask, Learned, Standing, Store
 from worker.telemetry import emit
 
 _LOOK = 0.5
@@ -101,6 +101,10 @@ class Limiter:
         wait = self.store.shrink(account.id, account.principal, breath, self._steps())
         emit("limiter.shrink", level="warning", account=account.id, wait=wait)
         return wait
+
+    def standing(self, accounts: Sequence[UUID]) -> Standing:
+        """How these accounts stand, together. Raises one of AWAY."""
+        return self.store.standing(accounts)
 
     def close(self) -> None:
         """Close what the store has opened by itself."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID, uuid4
 
 from worker.db import AWAY, Connection, Database, fetch_quick, patiently
-from worker.limiter.contract import CATCH_UP, FORGOTTEN, PARALLEL, PATIENCE, Answer, Ask, Learned
+from worker.limiter.contract import CATCH_UP, FORGOTTEN, PARALLEL, PATIENCE, Answer, Ask, Learned, Standing
 from worker.queues.database import LOCK_CLASS
 from worker.telemetry import emit
 
@@ -110,6 +110,9 @@ class DatabaseStore:
         given = {"principal": principal, "parallel": PARALLEL, "breath": breath}
         series = {"steps": steps, "forgotten": FORGOTTEN}
         return float(patiently(lambda: self._db.fetch("shrink_principal", **given, **series))[0]["wait"])
+
+    def standing(self, accounts: Sequence[UUID]) -> Standing:
+        return Standing(**self._db.fetch("standing", accounts=list(accounts))[0])
 
     def close(self) -> None:
         for ear in self._ears:

@@ -1,9 +1,9 @@
 -- The limiter's transitions in Redis, the same as the functions of migration 0004, where the reasons stand: change
--- both. A principal's whole state is one value, its account's slots are two sorted sets; all keys of an account
--- carry the same hash tag. Time is the server's. A holder that does not renew its grant loses its slot.
+-- both. A principal's whole state is one value, its account's slots are two sorted sets, and a set names the account's
+-- principals; all keys of an account carry the same hash tag. Time is the server's. A holder that does not renew its grant loses its slot.
 
 -- name: common
-local state_key, busy_key, slots_key, wake_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local state_key, busy_key, slots_key, wake_key, principals_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local principal, ticket = ARGV[1], ARGV[2]
 local function number(i) return tonumber(ARGV[i]) end
 local clock = redis.call('TIME')
@@ -23,6 +23,8 @@ end
 
 local function save(s)
     redis.call('SET', state_key, cmsgpack.pack(s), 'PX', DAY)
+    redis.call('SADD', principals_key, principal)
+    redis.call('PEXPIRE', principals_key, DAY)
 end
 
 local function member(id) return principal .. '|' .. id end
@@ -280,3 +282,18 @@ else
 end
 save(s)
 return string.format('%.6f', wait)
+
+-- name: standing
+-- How things stand in all these accounts, of which KEYS are what their keys begin with: principals that must not send
+-- now, requests that wait, requests under way.
+local paused, waiting, under_way = 0, 0, 0
+for _, tag in ipairs(KEYS) do
+    for _, name in ipairs(redis.call('SMEMBERS', tag .. ':principals')) do
+        local packed = redis.call('GET', tag .. ':' .. name)
+        local s = packed and cmsgpack.unpack(packed) or {paused = 0, tickets = {}, grants = {}}
+        if s.paused > now then paused = paused + 1 end
+        for _, t in ipairs(s.tickets) do if t.expires > now then waiting = waiting + 1 end end
+        for _, g in ipairs(s.grants) do if g.alive > now then under_way = under_way + 1 end end
+    end
+end
+return {paused, waiting, under_way}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
 from uuid import UUID
@@ -13,13 +13,16 @@ from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 
 from worker.db import patiently, sections
-from worker.limiter.contract import CATCH_UP, FORGOTTEN, PARALLEL, PATIENCE, Answer, Ask, Learned
+from worker.errors import QueueAway
+from worker.limiter.contract import CATCH_UP, FORGOTTEN, PARALLEL, PATIENCE, Answer, Ask, Learned, Standing
 from worker.telemetry import emit
 
 LEASE = 6.0
 """Seconds after which a slot is free whose holder has died."""
 _AWAY = (ConnectionError, TimeoutError, BusyLoadingError)
 _POLL = 1.0
+_AT_ONCE = 200
+"""Accounts that one script looks through."""
 _T = TypeVar("_T")
 
 
@@ -68,6 +71,14 @@ class RedisStore:
     def shrink(self, account: UUID, principal: str, breath: float, steps: list[float]) -> float:
         return float(self._run("shrink", account, principal, "", PARALLEL, breath, FORGOTTEN, *steps))
 
+    def standing(self, accounts: Sequence[UUID]) -> Standing:
+        tags = list(map(_tag, accounts))
+        try:
+            counts = [self._scripts["standing"](tags[n : n + _AT_ONCE]) for n in range(0, len(tags), _AT_ONCE)]
+        except _AWAY as error:
+            raise QueueAway(f"Redis is away: {error}") from error
+        return Standing(*map(sum, zip(*counts, strict=True)))
+
     def close(self) -> None:
         self._over.set()
         if self._renewer is not None:
@@ -79,7 +90,7 @@ class RedisStore:
 
     def _once(self, name: str, account: UUID, principal: str, *values: Any) -> Any:
         tag = _tag(account)
-        keys = [f"{tag}:{principal}", f"{tag}:busy", f"{tag}:slots", f"{tag}:wake:"]
+        keys = [f"{tag}:{principal}", f"{tag}:busy", f"{tag}:slots", f"{tag}:wake:", f"{tag}:principals"]
         return self._scripts[name](keys=keys, args=[principal, *map(str, values)])
 
     def _hold(self, ask: Ask) -> None:

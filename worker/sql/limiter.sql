@@ -21,6 +21,13 @@ select wait from limiter_pause(%(principal)s, %(wait)s, %(steps)s, %(forgotten)s
 -- One slot less for this token for a while; for how long nobody sends.
 select wait from limiter_shrink(%(principal)s, %(parallel)s, %(breath)s, %(steps)s, %(forgotten)s);
 
+-- name: standing
+-- How things stand in these accounts: principals that must not send now, requests that wait, requests under way.
+select (select count(*) from limiter_principals
+        where paused_until > now() and split_part(principal, ':', 1) = any(%(accounts)s::uuid[]::text[])) as paused,
+       (select count(*) from limiter_tickets where account_id = any(%(accounts)s::uuid[])) as waiting,
+       (select count(*) from limiter_grants where account_id = any(%(accounts)s::uuid[]) and done_at is null) as requests;
+
 -- name: hello
 -- Says something on a channel, to find out whether it is heard.
 select pg_notify(%(channel)s, 'hello');

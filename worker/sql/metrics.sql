@@ -14,8 +14,5 @@ select name, labels, value from counters order by name, labels;
 select (select count(*) from accounts where parked_until > now()) as accounts_parked,
        (select count(*) from paused_queues where until > now()) as queues_paused,
        (select count(*) from breakers where open) as breakers_open,
-       (select count(*) from limiter_principals where paused_until > now()) as limiter_paused,
-       (select count(*) from limiter_tickets) as limiter_waiting,
-       (select count(*) from limiter_grants where done_at is null) as limiter_requests,
        (select count(*) from runs where finished_at is null) as runs_under_way,
        (select extract(epoch from now() - max(minute))::float from schedule_ticks) as schedule_age_seconds;
