@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -11,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-import types
 import xmlrpc.client
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,8 +17,13 @@ from typing import Any
 
 from supervisor.xmlrpc import SupervisorTransport
 
+from rolling import roll, unit
+from rolling.convergence import converge
+from rolling.options import Options
+
 REPOSITORY = Path(__file__).parents[2]
 MODULE = REPOSITORY / "ansible/plugins/modules/supervisor_roll.py"
+MODULE_UTILS = REPOSITORY / "ansible/plugins/module_utils"
 
 # Reads how to behave when it starts, so that a test can switch the "release" under a running fleet.
 WORKER = """\
@@ -80,31 +82,8 @@ files={folder}/*.ini
 """
 
 
-def load() -> types.ModuleType:
-    """The module under test; where ansible-core is not installed, all of it but `main` can still be tested."""
-    names = ("ansible", "ansible.module_utils", "ansible.module_utils.basic")
-    present = dict(sys.modules)
-    try:
-        importlib.import_module(names[-1])
-    except ImportError:
-        sys.modules.update({name: types.ModuleType(name) for name in names})
-        vars(sys.modules[names[-1]])["AnsibleModule"] = None
-    spec = importlib.util.spec_from_file_location("supervisor_roll", MODULE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    if module.AnsibleModule is None:
-        for name in names:
-            del sys.modules[name]
-        sys.modules.update({name: present[name] for name in names if name in present})
-    return module
-
-
-supervisor_roll: Any = load()
-supervisor_roll.POLL_SECONDS = 0.05  # tests are in a hurry; nothing depends on it
-supervisor_roll.HEALTH_PAUSE_SECONDS = 0.1
+roll.POLL_SECONDS = 0.05  # tests are in a hurry; nothing depends on it
+unit.HEALTH_PAUSE_SECONDS = 0.1
 
 
 class Daemon:
@@ -225,12 +204,8 @@ class Daemon:
     def roll(self, *patterns: str, check: bool = False, **params: Any) -> Any:
         """Run the module's work; its report."""
         given = {"drain_timeout": 20.0, "ready_timeout": 20.0, **params}
-        options = supervisor_roll.Options.from_params(
-            {"socket": self.socket, "processes": list(patterns) or ["*"], **given}
-        )
-        prober = supervisor_roll.Prober(options, time.monotonic)
-        roll = supervisor_roll.Roll(supervisor_roll.Supervisor(self.socket), prober, options)
-        return supervisor_roll.converge(options, check, roll)
+        options = Options.from_params({"socket": self.socket, "processes": list(patterns) or ["*"], **given})
+        return converge(roll.Roll.of(options), check)
 
 
 def outcomes(report: Any) -> dict[str, str]:

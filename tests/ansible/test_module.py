@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.ansible.daemon import MODULE, Daemon
+from tests.ansible.daemon import MODULE, MODULE_UTILS, Daemon
 
 pytest.importorskip("ansible.module_utils.basic", reason="ansible-core is not installed")
 
@@ -26,6 +27,7 @@ def ansible(folder: Path, *options: str, **params: Any) -> dict[str, Any]:
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_CONFIG": str(folder / "ansible.cfg"),
         "ANSIBLE_LIBRARY": str(MODULE.parent),
+        "ANSIBLE_MODULE_UTILS": str(MODULE_UTILS),
         "ANSIBLE_LOCAL_TEMP": str(folder / "local"),
         "ANSIBLE_REMOTE_TEMP": str(folder / "remote"),
         "ANSIBLE_STDOUT_CALLBACK": "minimal",
@@ -73,7 +75,7 @@ def test_through_ansible(tmp_path: Path) -> None:
         assert {f"{e['group']}:{e['name']}": e["pid_after"] for e in wet["processes"]} == daemon.pids()
 
         daemon.behave(release="v3")
-        bad = ansible(tmp_path, **{**given, "ready_timeout": 0.5})
+        bad = ansible(tmp_path, **{**given, "ready_timeout": 2})
 
         assert bad["rc"] == 2
         assert [e["outcome"] for e in bad["processes"]] == ["failed", "skipped"]
@@ -90,10 +92,16 @@ def test_parameters_are_checked(tmp_path: Path) -> None:
 
 def test_documentation() -> None:
     """The documentation names exactly the parameters the module takes, with their defaults and choices."""
+    import ansible.module_utils
     import yaml
 
-    from tests.ansible.daemon import supervisor_roll
-
+    with pytest.MonkeyPatch.context() as patch:  # as Ansible packs it: beside its own
+        patch.setattr(ansible.module_utils, "__path__", [*ansible.module_utils.__path__, str(MODULE_UTILS)])
+        spec = importlib.util.spec_from_file_location("supervisor_roll", MODULE)
+        assert spec is not None
+        assert spec.loader is not None
+        supervisor_roll = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(supervisor_roll)
     documented = yaml.safe_load(supervisor_roll.DOCUMENTATION)["options"]
     taken: dict[str, Any] = {}
 

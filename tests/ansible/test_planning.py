@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 import sys
 import xmlrpc.client
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.ansible.daemon import MODULE, supervisor_roll
+import rolling
+from rolling.convergence import converge
+from rolling.excerpt import LOG_BYTES, redact
+from rolling.options import Options
+from rolling.plan import changes_of
+from rolling.roll import Roll
+from rolling.supervisord import Process, Supervisor, _Transport
+from rolling.unit import Unit, unavailable
+from tests.ansible.daemon import MODULE, MODULE_UTILS
 
-Process = supervisor_roll.Process
-Options = supervisor_roll.Options
 STARTSECS = 1.0
+ROLLING = re.findall(r"^([a-z]+)  +\S", rolling.__doc__ or "", re.MULTILINE)  # its files, in their order
+
+
+def imports(file: Path) -> list[ast.Import | ast.ImportFrom]:
+    """All imports of a file, as Python 3.9 reads it."""
+    tree = ast.parse(file.read_text(), feature_version=(3, 9))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
 def test_python_of_the_hosts() -> None:
-    """The module is one file that Python 3.9 can parse and that imports nothing but Python and Ansible."""
-    tree = ast.parse(MODULE.read_text(), feature_version=(3, 9))
-    names = {
-        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or ""
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-    }
+    """Python 3.9 can parse the module, which imports nothing but Python, Ansible and rolling."""
+    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports(MODULE)]
+    ours = {name for name in names if name and name.split(".")[0] not in sys.stdlib_module_names}
 
-    assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {
-        "ansible.module_utils.basic"
-    }
+    assert ours <= {"ansible.module_utils.basic", *(f"ansible.module_utils.rolling.{name}" for name in ROLLING)}
+
+
+def test_floors_of_rolling() -> None:
+    """Its first page names every file; each is Python 3.9 and imports only Python and what is named above it."""
+    assert {f"{name}.py" for name in ROLLING} == {p.name for p in (MODULE_UTILS / "rolling").glob("[!_]*")}
+
+    for floor, name in enumerate(ROLLING):
+        for node in imports(MODULE_UTILS / f"rolling/{name}.py"):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.module in ROLLING[:floor], name
+            else:
+                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                assert (module or "").split(".")[0] in sys.stdlib_module_names, name
 
 
 @pytest.mark.parametrize(
@@ -52,7 +74,7 @@ def test_health_command() -> None:
     """Only {process} and {release} are replaced; other braces and per cent signs survive."""
     options = Options("/s", ["*"], health=["c", "{process}", "%s {x} {}"], health_environment={"R": "{release}"})
 
-    assert replace(options, release="v2").command(Process("g", "p_00", "RUNNING")) == (
+    assert replace(options, release="v2").command("p_00") == (
         ["c", "p_00", "%s {x} {}"],
         {"R": "v2"},
     )
@@ -75,14 +97,14 @@ def test_health_command() -> None:
 )
 def test_redaction(text: str, safe: str) -> None:
     """What looks like a secret is not shown, what helps to find a fault is."""
-    assert safe == supervisor_roll.redact(text)
+    assert safe == redact(text)
 
 
 def test_half_a_line_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """A log cut in the middle of a line loses that line: the name that marks a secret may be in the other half."""
     log = "token=" + "s3 " * 2000 + "\nthe end"
-    supervisor = supervisor_roll.Supervisor(str(tmp_path / "s"))
-    monkeypatch.setattr(supervisor, "call", lambda *_: log[-supervisor_roll.LOG_BYTES :])
+    supervisor = Supervisor(str(tmp_path / "s"))
+    monkeypatch.setattr(supervisor, "call", lambda *_: log[-LOG_BYTES:])
 
     assert supervisor.log(Process("g", "p", "RUNNING"), "stdout") == "the end"
 
@@ -90,7 +112,7 @@ def test_half_a_line_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 def test_a_call_is_never_sent_twice(tmp_path: Any) -> None:
     """A connection that breaks after the request is an error, not a second TERM."""
     sent: list[str] = []
-    transport = supervisor_roll._Transport(str(tmp_path / "s"))
+    transport = _Transport(str(tmp_path / "s"))
 
     def breaks(*_: Any) -> None:
         sent.append("call")
@@ -107,7 +129,7 @@ def test_a_call_is_never_sent_twice(tmp_path: Any) -> None:
 def test_backoff_is_started_in_one_breath(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop and start are one call: cut off in between, a process would stay STOPPED as if by an operator."""
     calls: list[tuple[Any, ...]] = []
-    supervisor = supervisor_roll.Supervisor("/s")
+    supervisor = Supervisor("/s")
     monkeypatch.setattr(supervisor, "call", lambda *call: calls.append(call) or [])
     supervisor.retry("g:p")
 
@@ -129,14 +151,14 @@ def test_deliberate_stops_do_not_count() -> None:
             Process("other", "gone", "FATAL", start=1),
         )
     }
-    unit = supervisor_roll.Unit(seen["g:ours"], "rolled", phase="drain")
+    unit = Unit(seen["g:ours"], "rolled", phase="drain")
 
-    assert supervisor_roll.unavailable("g", seen, [unit]) == {"g:ours", "g:new", "g:gone"}
+    assert unavailable("g", seen, [unit]) == {"g:ours", "g:new", "g:gone"}
 
 
 def test_which_groups_are_ours() -> None:
     """A changed group is ours if the patterns name a process it has or will have."""
-    changes = supervisor_roll.changes_of(
+    changes = changes_of(
         (["new", "foreign"], ["changed"], ["gone"]),
         ["new:a", "foreign:a", "changed:b"],
         ["changed:a", "gone:a"],
@@ -210,8 +232,6 @@ class World:
 
     # what Roll asks of its supervisor
 
-    path = "/s"
-
     def snapshot(self) -> Any:
         """All processes; counts who is down, the best moment for it."""
         for group in {fake.group for fake in self.fakes.values()}:
@@ -270,8 +290,8 @@ def test_any_fleet(seed: int, tmp_path: Any) -> None:
     bound = world.random.randint(1, 2)
     before = {name: (fake.state, fake.pid) for name, fake in world.fakes.items()}
     options = Options(str(tmp_path / "s"), ["*"], max_unavailable=bound, drain_timeout=60.0)
-    roll = supervisor_roll.Roll(world, Healthy(), options, world.clock, world.sleep)
-    report = supervisor_roll.converge(options, False, roll)
+    roll = Roll(world, Healthy(), options, world.clock, world.sleep)
+    report = converge(roll, False)
 
     assert report.failures == []
     assert max(world.worst.values()) <= bound
@@ -291,9 +311,7 @@ def test_blocked_by_a_stranger(tmp_path: Any) -> None:
         "g:b": Fake("g", "b", "FATAL", 0, 900.0, 0.0),
     }
     options = Options(str(tmp_path / "s"), ["g:a"])
-    report = supervisor_roll.converge(
-        options, False, supervisor_roll.Roll(world, Healthy(), options, world.clock, world.sleep)
-    )
+    report = converge(Roll(world, Healthy(), options, world.clock, world.sleep), False)
 
     assert world.signalled == []
     assert "could not be touched while g:b is down" in report.msg

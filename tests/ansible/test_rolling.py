@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.ansible.daemon import MODULE, Daemon, Sampler, outcomes, supervisor_roll
+from rolling import roll, unit
+from tests.ansible.daemon import MODULE_UTILS, Daemon, Sampler, outcomes
 
 
 @dataclass
@@ -167,7 +168,7 @@ def test_term_ignored() -> None:
 
 def test_release_that_dies_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new process that dies before startsecs: after some tries the roll fails, the others were not asked to go."""
-    monkeypatch.setattr(supervisor_roll, "FAILED_STARTS", 2)
+    monkeypatch.setattr(unit, "FAILED_STARTS", 2)
     with Daemon({"w": {"numprocs": 3}}) as daemon:
         daemon.until_states("RUNNING")
         before = daemon.pids()
@@ -433,15 +434,15 @@ def test_cut_off_in_the_middle() -> None:
         }
         code = (
             "import json, sys; sys.path.insert(0, sys.argv[1])\n"
-            "from tests.ansible.daemon import supervisor_roll as s\n"
-            "o = s.Options.from_params(json.loads(sys.argv[2]))\n"
-            "s.converge(o, False, s.Roll(s.Supervisor(o.socket), s.Prober(o, s.time.monotonic), o))"
+            "from rolling.convergence import Roll, converge\n"
+            "from rolling.options import Options\n"
+            "converge(Roll.of(Options.from_params(json.loads(sys.argv[2]))), False)"
         )
         command = [
             sys.executable,
             "-c",
             code,
-            str(MODULE.parents[3]),
+            str(MODULE_UTILS),
             json.dumps({**given, "socket": daemon.socket, "processes": ["*"]}),
         ]
         with subprocess.Popen(command) as run:
@@ -481,7 +482,7 @@ def test_restart_of_supervisord_in_mid_roll() -> None:
 
 def test_supervisord_that_shuts_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """In SHUTDOWN nothing is asked of it, and the message says what it does and what to do then."""
-    monkeypatch.setattr(supervisor_roll, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(roll, "PATIENCE_SECONDS", 0.3)
     with Daemon({"w": {"startsecs": 0}}, drain=3) as daemon:
         daemon.until_states("RUNNING")
         daemon.rpc.shutdown()
@@ -494,7 +495,7 @@ def test_supervisord_that_shuts_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_supervisord(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No socket, a socket nobody listens at: each is told apart, with the path and the next command."""
-    monkeypatch.setattr(supervisor_roll, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(roll, "PATIENCE_SECONDS", 0.3)
     with Daemon() as daemon:
         missing = daemon.roll()
         with socket.socket(socket.AF_UNIX) as stale:
