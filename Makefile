@@ -45,7 +45,7 @@ bench: venv  ## Requests, time and memory of a sync against their theoretical mi
 molecule: venv  ## Roles, playbooks and deploys on hosts in containers; SCENARIO=single for one
 	@bin/molecule $(SCENARIO)
 
-controllers: venv  ## Syntax, lint and module tests on every Python and ansible-core the controller may have
+controllers: venv  ## Syntax of playbooks and inventories on every Python and ansible-core the controller may have
 	@bin/controllers
 
 lock:  ## New versions within pyproject's bounds; hashes, no addresses
