@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -66,15 +67,25 @@ class Histogram(Counter):
     def __init__(self, name: str, text: str, *labels: str, bounds: Sequence[float]) -> None:
         super().__init__(name, text, *labels)
         self._bounds = bounds
+        self._found: dict[tuple[tuple[str, str], ...], list[int]] = {}
 
     def add(self, amount: float, *values: str) -> None:
         """One more of that amount."""
         series = self._series(values)
         with self._lock:
-            for bound in (*self._bounds[bisect_left(self._bounds, amount) :], "+Inf"):
-                self._counts[f"{self.name}_bucket", (*series, ("le", str(bound)))] += 1
+            found = self._found.get(series) or self._found.setdefault(series, [0] * (len(self._bounds) + 1))
+            found[bisect_left(self._bounds, amount)] += 1
             self._counts[f"{self.name}_count", series] += 1
             self._counts[f"{self.name}_sum", series] += amount
+
+    def samples(self) -> dict[Sample, float]:
+        """What was counted so far, of each bound all that lies below it."""
+        with self._lock:
+            counts = dict(self._counts)
+            for series, found in self._found.items():
+                for bound, number in zip((*self._bounds, "+Inf"), accumulate(found), strict=True):
+                    counts[f"{self.name}_bucket", (*series, ("le", str(bound)))] = number
+            return counts
 
 
 EVENTS = Counter("moysklad_worker_events", "Events by name and level.", "event", "level")
@@ -101,6 +112,9 @@ _SECRET = re.compile(
     r"""(?i)((?:bearer|basic)\s+|(?:token|password|secret|app_key)["']?\s*[=:]\s*)"""
     r"""(?:(["'])(?:\\.|(?!\2).)*\2?|[^\s"',&]+)"""
 )
+_TELLTALES = ("bearer", "basic", "token", "password", "secret", "app_key", "://")
+"""One of these, in lower case, is in every text that `redact` changes."""
+_ODD = re.compile(r"[\s\"'=]")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -149,6 +163,9 @@ def context(**fields: Any) -> Iterator[None]:
 
 def redact(text: str) -> str:
     """The text with whatever looks like a credential replaced by stars."""
+    low = text.lower()
+    if not any(word in low for word in _TELLTALES):
+        return text
     return _SECRET.sub(r"\1\2***\2", without_password(text))
 
 
@@ -168,12 +185,15 @@ def _write(
     number = _LEVELS[level]
     if logger.isEnabledFor(number):
         words = [event, *(f"{name}={_value(value)}" for name, value in fields.items())]
-        logger.log(number, redact(" ".join(words)), exc_info=error)
+        text = redact(" ".join(words))
+        cause = (type(error), error, error.__traceback__) if error else None
+        # As `logger.log` would, without a look at who has called.
+        logger.handle(logging.LogRecord(logger.name, number, "", 0, text, None, cause))
 
 
 def _value(value: Any) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return repr(text) if not text or re.search(r"[\s\"'=]", text) else text
+    return repr(text) if not text or _ODD.search(text) else text
 
 
 def _file(path: Path) -> logging.Handler:
