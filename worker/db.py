@@ -144,7 +144,7 @@ class Database:
         with self.connection() as conn:
             return fetch(conn, name, **params)
 
-    def fetch_quick(self, name: str, /, **params: str | None) -> list[bytes | None]:
+    def fetch_quick(self, name: str, /, **params: str | None) -> list[list[bytes | None]]:
         """See `fetch_quick`. The pool's context manager would end a transaction that there is not."""
         conn = self._pool.getconn()
         try:
@@ -185,8 +185,8 @@ def fetch_one(conn: Connection, name: str, /, **params: Any) -> dict[str, Any] |
     return rows[0] if rows else None
 
 
-def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[bytes | None]:
-    """The columns of the one row of a named query, in PostgreSQL's text format, as are the parameters.
+def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[list[bytes | None]]:
+    """The rows of a named query, in PostgreSQL's text format, as are the parameters.
 
     For statements that run thousands of times a second: half of what a small one costs the client goes into
     psycopg's cursor. What remains is prepared once a connection. Only in autocommit.
@@ -195,7 +195,7 @@ def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[by
     values = [None if (value := params[field]) is None else value.encode() for field in statement.fields]
     if pooled(conn):
         result = _send(conn, lambda: conn.pgconn.send_query_params(statement.sql, values))
-        return [result.get_value(0, column) for column in range(result.nfields)]
+        return _rows(result)
     known = _PREPARED.setdefault(conn, set())
     while True:
         if name not in known:
@@ -208,7 +208,11 @@ def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[by
         except psycopg.errors.InvalidSqlStatementName:
             # psycopg forgets all prepared statements of a session (DEALLOCATE ALL) when a transaction is rolled back.
             known.discard(name)
-    return [result.get_value(0, column) for column in range(result.nfields)]
+    return _rows(result)
+
+
+def _rows(result: PGresult) -> list[list[bytes | None]]:
+    return [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
 
 
 def _send(conn: Connection, send: Callable[[], None]) -> PGresult:

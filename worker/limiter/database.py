@@ -76,7 +76,7 @@ class DatabaseStore:
 
         def once() -> list[bytes | None]:
             with self._db.connection() as conn:
-                return fetch_quick(conn, name, **texts)
+                return fetch_quick(conn, name, **texts)[0]
 
         return patiently(once)
 

@@ -38,6 +38,11 @@ _STILL = "60s"
 """For how long a settlement's transaction may stand still between two statements, holding its tasks."""
 NULL = r"\N"
 _TASK_FIELDS = len(Task.__dataclass_fields__)
+_READERS: tuple[Callable[[str], Any], ...] = (
+    int, str, UUID, str, str, str, int, str, int, int, UUID, int, float,
+    int, int, int,
+)  # fmt: skip
+"""What makes of a claim's columns, as text, a task's fields; and what it tells of the lane."""
 _AT_ONCE = 10_000
 """Rows that one statement of a sweep through the table changes."""
 
@@ -74,7 +79,7 @@ class DatabaseQueue(Directed):
 
     def _insert_one(self, task: NewTask) -> tuple[int, set[str]]:
         queue = self._route(task.entity_type, task.account_id)
-        added, _ = self._db.fetch_quick(
+        ((added, _),) = self._db.fetch_quick(
             "enqueue_one",
             queue=queue,
             account_id=str(task.account_id),
@@ -170,6 +175,9 @@ class DatabaseQueue(Directed):
             "concurrency": lane.concurrency,
             "announced": lane.announced,
         }
+        if lane.announced:  # somebody has just enqueued a task, and may be waiting for it
+            texts = {name: _text_or_null(value) for name, value in params.items()}
+            return [_read(row) for row in self._db.fetch_quick("claim", **texts)]
         if lane.concurrency is None:
             with self._db.connection() as conn:
                 return _tuples(conn, "claim", params)
@@ -408,6 +416,10 @@ def _tuples(conn: Connection, name: str, params: Mapping[str, Any]) -> list[tupl
     """`fetch` for many rows."""
     with conn.cursor(row_factory=tuple_row) as cursor:
         return cursor.execute(query(name), params).fetchall()
+
+
+def _read(row: Sequence[bytes | None]) -> tuple[Any, ...]:
+    return tuple([None if value is None else read(value.decode()) for read, value in zip(_READERS, row, strict=True)])
 
 
 def _account(task: NewTask) -> int:
