@@ -84,7 +84,7 @@ class Histogram(Counter):
             counts = dict(self._counts)
             for series, found in self._found.items():
                 for bound, number in zip((*self._bounds, "+Inf"), accumulate(found), strict=True):
-                    counts[f"{self.name}_bucket", (*series, ("le", str(bound)))] = number
+                    counts[f"{self.name}_bucket", (*series, ("le", str(bound)))] = float(number)
             return counts
 
 

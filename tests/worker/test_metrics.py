@@ -18,7 +18,7 @@ from worker.app import App
 from worker.counters import Counts
 from worker.limiter import Ask
 from worker.settings import Settings
-from worker.telemetry import emit
+from worker.telemetry import BATCH_SECONDS, TASKS, emit
 
 A = UUID(int=1)
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -131,6 +131,23 @@ def test_each_process_adds_what_it_counted_once(app: App) -> None:
 
     before = total(start)
     assert total(app.db.fetch("counters")) == (before + 7) + (before + 7)
+
+
+def test_beat_after_beat_counts_of_every_sort_are_added(app: App) -> None:
+    """Numbers of tasks, seconds, and how often a bound was kept: the second time they have grown as the first."""
+    counts = Counts()
+    with app.db.connection() as conn:
+        for beat in (1, 2):
+            BATCH_SECONDS.add(0.2, "beat/beat")
+            TASKS.add(3, "complete", "beat/beat")
+            counts.add(conn)
+
+            found = {(row["name"], row["labels"].get("le")): row["value"]
+                     for row in app.db.fetch("counters") if row["labels"].get("kind") == "beat/beat"}  # fmt: skip
+            assert ("moysklad_worker_batch_seconds_bucket", "0.1") not in found
+            assert found["moysklad_worker_batch_seconds_bucket", "0.5"] == beat
+            assert found["moysklad_worker_batch_seconds_sum", None] == pytest.approx(0.2 * beat)
+            assert found["moysklad_worker_tasks_total", None] == 3 * beat
 
 
 def test_a_long_count_is_shared(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
