@@ -300,11 +300,11 @@ def test_settings_changed_while_a_batch_is_under_way(family: Family, monkeypatch
     changed = LinkSettings(vat="child", create_price_types=True)
     settle = mirror._settle
 
-    def meanwhile(*args: Any) -> Any:
+    def meanwhile(*args: Any, **named: Any) -> Any:
         thread = threading.Thread(target=lambda: family.app.accounts.link(family.main, child, changed))
         thread.start()
         thread.join(30)
-        return settle(*args)
+        return settle(*args, **named)
 
     monkeypatch.setattr(mirror, "_settle", meanwhile)
     run = family.sync(child)
