@@ -113,14 +113,19 @@ class Answer:
         half = body[: len(body) // 2]
         await send({"type": "http.response.body", "body": half, "more_body": True})
 
-    async def drip(self, send: Send, base: str, seconds: float) -> None:
+    async def drip(self, send: Send, receive: Receive, base: str, seconds: float) -> None:
         """Promise the whole body and deliver it byte by byte, as long as the client stays."""
         headers, body = self.wire(base)
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        for index in range(len(body)):
-            await send({"type": "http.response.body", "body": body[index : index + 1], "more_body": True})
-            await asyncio.sleep(seconds)
-        await send({"type": "http.response.body", "body": b""})
+        gone = asyncio.ensure_future(receive())  # the request has been read: what comes now is its end
+        try:
+            for index in range(len(body)):
+                await send({"type": "http.response.body", "body": body[index : index + 1], "more_body": True})
+                if (await asyncio.wait({gone}, timeout=seconds))[0]:
+                    return
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            gone.cancel()
 
 
 def cut(scope: Scope) -> None:

@@ -68,7 +68,7 @@ class Api:
                 cut(scope)
             elif fault and fault.kind == "drip":
                 exchange.finish(answer.status, answer.items)
-                await answer.drip(send, call.base, fault.delay_ms / 1000)
+                await answer.drip(send, receive, call.base, fault.delay_ms / 1000)
             else:
                 answer.headers = {**exchange.finish(answer.status, answer.items), **answer.headers}
                 await answer.send(send, call.base)

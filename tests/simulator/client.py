@@ -52,7 +52,7 @@ class Client:
         if body is None and "data" not in options:
             headers["Content-Type"] = None
         answer = self.sim.session.request(
-            method, self.sim.url + path, json=body, headers=headers, timeout=30, **options
+            method, self.sim.url + path, json=body, headers=headers, **{"timeout": 30, **options}
         )
         return Answer(answer.status_code, answer.json() if answer.content else None, answer.headers)
 

@@ -200,6 +200,20 @@ def test_a_drip_comes_byte_by_byte(sim, main):
     assert time.monotonic() - began >= len(answer.body) / 1000
 
 
+def test_a_drip_ends_with_its_client(sim, main):
+    """Who hangs up is no longer served: all five parallel requests of the token are free again."""
+    order(sim, kind="drip", path="/entity/uom", delay_ms=3_600_000, count=5)
+    for _ in range(5):
+        with pytest.raises(requests.ConnectionError):
+            main.ask("GET", "/entity/uom", timeout=0.5)
+
+    end = time.monotonic() + 60
+    while (answer := main.ask("GET", "/entity/uom")).status == 429 and time.monotonic() < end:
+        time.sleep(0.1)
+
+    assert answer.status == 200
+
+
 def test_a_redirect(sim, main):
     """308 with the address that would be right, and nothing made."""
     order(sim, kind="redirect", count=1)
