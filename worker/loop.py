@@ -124,7 +124,7 @@ class Loop:
         empty = streak = 0
         asleep = 0  # the id under which this worker has said that it sleeps; it gets another when it was given up
         tidy_at = float("-inf")
-        worked = False
+        grown = False
         empty_since = began
         heard = 0
         look_at = began
@@ -138,7 +138,7 @@ class Loop:
                 return "max-time", EXIT_OK
             if options.max_tasks and self.done + self.failed >= options.max_tasks:
                 return "max-tasks", EXIT_OK
-            if worked and rss_mb() >= options.memory:
+            if grown:
                 return "memory", EXIT_MEMORY
             self._on_register(self._lease.worker)
             try:
@@ -148,10 +148,10 @@ class Loop:
                     tidy_at = now + TIDY
                 batch = self._queue.claim(options.queues, self._lease.worker, limit=self._limit())
                 if batch:
-                    worked = True
                     tally = self._executor.execute(batch)
                     self.done += tally.done
                     self.failed += tally.failed
+                    grown = rss_mb() >= options.memory  # not looked up while a task waits to be claimed
                 elif asleep != self._lease.worker and self._lease.hears:
                     asleep = self._lease.worker
                     self._queue.doze(asleep)

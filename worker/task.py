@@ -137,10 +137,14 @@ def encode(payload: Payload) -> dict[str, Any]:
     return encoded
 
 
+_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
+"""`json.dumps` would make an encoder for each."""
+
+
 @lru_cache(maxsize=4096)
 def to_json(payload: Payload) -> str:
     """`encode` as text; remembered, since many tasks share one payload."""
-    return json.dumps(encode(payload), ensure_ascii=False)
+    return _TO_JSON(encode(payload))
 
 
 def _encode(value: Any) -> Any:
@@ -203,7 +207,7 @@ class Batch:
     tasks: tuple[Task, ...]
     claimed_at: float = field(default=0.0, compare=False)
     announced: bool = False
-    """Whether it comes from the lane that the worker had been told of."""
+    """Whether it is what the worker had been told of, taken without a look."""
 
     @property
     def first(self) -> Task:

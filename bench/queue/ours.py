@@ -247,12 +247,13 @@ def in_caller(stand: Stand, url: str, tasks: int) -> float:
 
 def pulses(stand: Stand, url: str, rate: float, seconds: float, seed: int, topology: str = "single") -> int:
     """Enqueue single tasks at that rate."""
+    mine = account(0)
     with App(settings(url, topology=topology)) as app:
         number = iter(range(1 << 30))
 
         def send(sent: float) -> None:
             payload = cast(Payload, Noop(sent))
-            app.queue.enqueue([NewTask(account(0), HIGH, "noop", payload, entity_id=str(next(number)))])
+            app.queue.enqueue([NewTask(mine, HIGH, "noop", payload, entity_id=str(next(number)))])
 
         return pulse(stand, send, rate, seconds, seed)
 

@@ -50,6 +50,7 @@ INTENDED: dict[str, set[str]] = {
     "enqueue_incoming": set(),
     "discover": {CLAIM, LATER, KEY},
     "claim": {CLAIM, BUSY},
+    "claim_told": {KEY, BUSY},
     "owned": {KEY},
     "complete": {KEY},
     "fail": {KEY},
@@ -155,6 +156,11 @@ def test_no_statement_reads_the_table(large: str, mode: str, monkeypatch: pytest
             assert batch is not None
             assert len(batch.tasks) == BATCH
             queue.settle(ended(batch.tasks, BATCH // 5), lambda *_: None)
+        with database.connection() as conn:
+            (row,) = conn.execute(
+                "select max(id) as id from sync_queue where status = 'pending' and ready"
+            ).fetchall()
+            assert len(db.fetch(conn, "claim_told", task=row["id"], queue="default", worker=2)) == 1
         queue.claim(["*"], 2, limit=BATCH)  # nobody has registered as worker 2, so it is dead
         assert queue.rescue() >= BATCH
     finally:

@@ -85,8 +85,7 @@ def test_a_claim_does_not_wait_for_the_disk_and_an_end_does(app: App) -> None:
     with app.db.connection() as conn:
         with conn.transaction():
             claim = {"queue": "default", "rank": -Priority.BACKGROUND, "account": CHILD, "concurrency": None}
-            more = {"announced": False, "worker": 7, "limit": 9, "mark": 0, "now": None}
-            taken = fetch(conn, "claim", **claim, **more)
+            taken = fetch(conn, "claim", **claim, worker=7, limit=9, mark=0, now=None)
             during = conn.execute("show synchronous_commit").fetchall()
         after = conn.execute("show synchronous_commit").fetchall()
 
@@ -192,10 +191,45 @@ def test_a_single_task_after_a_rolled_back_transaction(app: App) -> None:
     db.close()
 
 
-@pytest.mark.parametrize("closed", ["parked", "paused", "at its ceiling"])
-def test_news_of_a_lane_open_no_closed_one(app: App, closed: str) -> None:
-    """A worker that was told where the new task is takes it without a look; but not from an account that is parked or
-    has a ceiling that is reached, nor from a paused queue."""
+def news_of(db: Database, entity: str, *, queue: str = "default") -> str:
+    """What a sleeping worker is told of this task."""
+    with db.connection() as conn:
+        rows = conn.execute("select id from sync_queue where entity_id = %s order by id", [entity]).fetchall()
+    return f"{queue}\t-1\t{CHILD}\t{rows[-1]['id']}"
+
+
+def test_a_told_task_is_the_one_that_was_enqueued(app: App) -> None:
+    """A worker that says it sleeps is told, by NOTIFY, what `announce` takes; the claim then needs no look, nor its
+    commit the disk, and it takes that task alone."""
+    with app.db.connect() as ear:
+        ear.execute("listen sync_queue")
+        with app.db.connection() as conn:
+            conn.execute(
+                "insert into workers (host, pid, name, queues, release, lease_until, asleep)"
+                " values ('h', 1, 'n', '{*}', 'r', now() + interval '1 hour', true)"
+            )
+        app.queue.enqueue(goods("other"))
+        app.queue.enqueue(goods("told"))
+        notes = [note.payload for note in ear.notifies(timeout=5, stop_after=2)]
+    assert notes == [news_of(app.db, "other"), news_of(app.db, "told")]
+
+    queue = DatabaseQueue(app.db, lambda *_: "default")
+    queue._look = lambda *_: pytest.fail("it looked")  # type: ignore[assignment,method-assign]
+    queue.announce(7, notes[1])
+    batch = queue.claim(["*"], 7, limit=9)
+    assert batch is not None
+    assert ([task.entity_id for task in batch.tasks], batch.announced) == (["told"], True)
+    assert (batch.first.attempts, batch.first.worker, batch.first.payload) == (1, 7, f'{{"main": "{MAIN}"}}')
+    with app.db.transaction() as conn:
+        row = fetch(conn, "claim_told", task=news_of(app.db, "other").split("\t")[3], queue="default", worker=7)
+        assert len(row) == 1
+        assert conn.execute("show synchronous_commit").fetchall() == [{"synchronous_commit": "off"}]
+
+
+@pytest.mark.parametrize("closed", ["parked", "paused", "at its ceiling", "beside its twin"])
+def test_news_of_a_task_open_nothing_closed(app: App, closed: str) -> None:
+    """A worker that was told of the new task takes it without a look; but not from an account that is parked or has a
+    ceiling that is reached, nor from a paused queue, nor one whose twin is being processed."""
     queue = DatabaseQueue(app.db, lambda *_: "default")
     app.accounts.add(CHILD, "child", "child", "solution", "token")
     with app.db.connection() as conn:
@@ -203,22 +237,57 @@ def test_news_of_a_lane_open_no_closed_one(app: App, closed: str) -> None:
             app.accounts.park(CHILD, "for the test")
         elif closed == "paused":
             app.pauses.pause("def*", datetime.now(UTC) + timedelta(hours=1), "for the test")
+        elif closed == "beside its twin":
+            queue.enqueue(goods("1"))
+            assert queue.claim(["*"], 8, limit=1)
         else:
             conn.execute("update accounts set concurrency = 1")
             queue.enqueue(goods("first"))
             assert queue.claim(["*"], 8, limit=1)
     queue.enqueue(goods("1"))
-    queue.announce(7, f"default\t-1\t{CHILD}")
+    queue.announce(7, news_of(app.db, "1"))
     assert queue.claim(["*"], 7, limit=9) is None
 
     with app.db.connection() as conn:
         conn.execute("update accounts set parked_until = null, concurrency = null")
         conn.execute("delete from paused_queues")
-    queue.announce(7, f"default\t-1\t{CHILD}")
+        conn.execute("update sync_queue set status = 'completed' where status = 'processing'")
+    queue.announce(7, news_of(app.db, "1"))
     queue._look = lambda *_: pytest.fail("it looked")  # type: ignore[assignment,method-assign]
     batch = queue.claim(["*"], 7, limit=9)
     assert batch is not None
     assert [task.entity_id for task in batch.tasks] == ["1"]
+
+
+@pytest.mark.parametrize("stale", ["taken", "later", "routed elsewhere", "pruned", "of an older release", "held"])
+def test_news_that_is_stale_leads_to_a_look(app: App, stale: str) -> None:
+    """What it tells of is not there to be taken any more, or not named: then the worker looks for what there is. It
+    does not wait for a row that a transaction holds."""
+    queue = DatabaseQueue(app.db, lambda *_: "default")
+    queue.enqueue(goods("told"))
+    news = news_of(app.db, "told")
+    with app.db.connect() as other, other.transaction():
+        if stale == "taken":
+            assert queue.claim(["*"], 8, limit=1)
+        elif stale == "later":
+            with app.db.connection() as conn:
+                conn.execute("update sync_queue set ready = false, scheduled_at = now() + interval '1 hour'")
+        elif stale == "routed elsewhere":
+            with app.db.connection() as conn:
+                conn.execute("update sync_queue set queue = 'elsewhere'")
+        elif stale == "pruned":
+            with app.db.connection() as conn:
+                conn.execute("delete from sync_queue")
+        elif stale == "of an older release":
+            news = news.rpartition("\t")[0]
+        else:
+            other.execute("select from sync_queue for update")
+        queue.enqueue(goods("there"))
+        queue.announce(7, news)
+        batch = queue.claim(["default"], 7, limit=1)
+        assert batch is not None
+        first = "told" if stale == "of an older release" else "there"
+        assert (batch.first.entity_id, batch.announced) == (first, False)
 
 
 def test_a_low_rank_waits_a_bounded_time(app: App) -> None:

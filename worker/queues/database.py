@@ -37,9 +37,8 @@ _STILL = "60s"
 _TASK_FIELDS = len(Task.__dataclass_fields__)
 _READERS: tuple[Callable[[str], Any], ...] = (
     int, str, UUID, str, str, str, int, str, int, int, UUID, int, float,
-    int, int, int,
 )  # fmt: skip
-"""What makes of a claim's columns, as text, a task's fields; and what it tells of the lane."""
+"""What makes of a claim's columns, as text, a task's fields."""
 
 
 class DatabaseQueue(Directed, DatabaseRecords):
@@ -151,6 +150,8 @@ class DatabaseQueue(Directed, DatabaseRecords):
         )
 
     def _take(self, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
+        if lane.announced:  # somebody has just enqueued a task, and may be waiting for it
+            return self._take_told(lane, worker)
         mark = lane.mark
         while True:
             rows = self._claim(lane, worker=worker, limit=limit, mark=mark, now=now)
@@ -162,17 +163,17 @@ class DatabaseQueue(Directed, DatabaseRecords):
                 return ()
             mark = last
 
+    def _take_told(self, lane: Lane, worker: int) -> tuple[Task, ...]:
+        rows = self._db.fetch_quick("claim_told", task=str(lane.task), queue=lane.queue, worker=str(worker))
+        return tuple([Task(*_read(row[:_TASK_FIELDS])) for row in rows])
+
     def _claim(self, lane: Lane, **params: Any) -> list[tuple[Any, ...]]:
         params |= {
             "queue": lane.queue,
             "rank": lane.rank,
             "account": lane.account_id,
             "concurrency": lane.concurrency,
-            "announced": lane.announced,
         }
-        if lane.announced:  # somebody has just enqueued a task, and may be waiting for it
-            texts = {name: _text_or_null(value) for name, value in params.items()}
-            return [_read(row) for row in self._db.fetch_quick("claim", **texts)]
         if lane.concurrency is None:
             with self._db.connection() as conn:
                 return _tuples(conn, "claim", params)

@@ -54,11 +54,12 @@ class Directed(Queue):
         """Release what a claim from the lane took whose answer never came: the server was gone after it."""
 
     def announce(self, worker: int, news: str) -> None:
-        """`news` is a lane, as `enqueue_one` in sql/queue.sql writes it; anything else tells nothing."""
+        """`news` is a lane, and perhaps the task, as `enqueue_one` in queue.sql and queue.lua writes it. Anything
+        else tells nothing."""
         queue, *rest = news.split("\t")
-        if len(rest) == 2:
-            rank, account = rest
-            lane = Lane(0, queue, int(rank), UUID(account), announced=True)
+        if len(rest) >= 2:
+            rank, account, *task = rest
+            lane = Lane(0, queue, int(rank), UUID(account), announced=True, task=int(task[0]) if task else 0)
             self._seats.setdefault(worker, _Seat()).announced = lane
 
     def claim(

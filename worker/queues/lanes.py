@@ -27,6 +27,8 @@ class Lane:
     """How many workers may serve the account at once."""
     announced: bool = False
     """Heard of, not seen: the claim itself must see whether the account may be served."""
+    task: int = 0
+    """The task it was heard of with, if that was told."""
     mark: int = 0
     """The last task taken from it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from uuid import UUID
 
 HIGH = frozenset({"product", "variant", "bundle", "service", "order", "catalogue"})
@@ -24,10 +25,12 @@ def route(topology: str, role_of: Callable[[UUID], str]) -> Route:
 
 def listens(patterns: Sequence[str], queue: str) -> bool:
     """Whether a worker told `patterns` serves that queue; `*` stands for any characters, nothing else does."""
-    return any(
-        re.fullmatch(".*".join(re.escape(part) for part in pattern.split("*")), queue, re.DOTALL)
-        for pattern in patterns
-    )
+    return any(_listens(pattern, queue) for pattern in patterns)
+
+
+@lru_cache(maxsize=4096)
+def _listens(pattern: str, queue: str) -> bool:
+    return bool(re.fullmatch(".*".join(re.escape(part) for part in pattern.split("*")), queue, re.DOTALL))
 
 
 def like(pattern: str) -> str:

@@ -31,7 +31,7 @@ select count(*) filter (where added) as added, (select count(*) from woken) as w
 
 -- name: enqueue_one
 -- `enqueue` for a single task, which is what most producers have: no arrays, and a plan made once. Who is woken is
--- told the lane, and need not look for it.
+-- told the lane and the task, and need not look for it (see `claim_told`).
 insert into sync_queue
     (queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts, scheduled_at, ready)
 values (%(queue)s, %(account_id)s, %(entity_type)s, %(entity_id)s, %(operation)s, %(priority)s, %(payload)s, %(run_id)s,
@@ -47,7 +47,7 @@ do update set queue = excluded.queue,
               updated_at = now()
 returning (xmax = 0)::integer as added,
           case when ready and exists (select from workers where asleep and queue like any(listens))
-               then pg_notify('sync_queue', concat_ws(E'\t', queue, -priority, account_id)) end as woken;
+               then pg_notify('sync_queue', concat_ws(E'\t', queue, -priority, account_id, id)) end as woken;
 
 -- name: copy_tasks
 -- A bulk straight into the table, twice as fast; it fails as a whole where a twin is pending.
@@ -179,9 +179,6 @@ with front as materialized (
           where status = 'processing' and account_id = %(account)s and worker <> %(worker)s))
       and not exists (
           select from paused_queues p where %(queue)s like p.pattern and p.until > coalesce(%(now)s, now()))
-      and (not %(announced)s::boolean or not exists (  -- else `discover` has seen to it
-          select from accounts a
-          where a.id = %(account)s and (a.concurrency is not null or a.parked_until > coalesce(%(now)s, now()))))
     order by id limit %(limit)s for update skip locked
 ), free as materialized (
     select ctid, id, entity_type, operation, rescues from front
@@ -209,6 +206,30 @@ from (select count(*) as seen, max(id) as last,
              set_config('synchronous_commit', 'off', true) as at_once from front) seen
 left join taken t on true
 order by t.id;
+
+-- name: claim_told
+-- Takes the one task this worker has been told of: `claim` for who waits with nothing to do, at half its cost. What
+-- `discover` and `claim` see to is seen to here; an account with a bound to its workers is left to them.
+-- `limit 1` keeps the planner with the key, whatever it thinks of the table.
+with told as materialized (
+    select ctid, status, ready, scheduled_at, queue, account_id, entity_type, entity_id, operation from sync_queue
+    where id = %(task)s limit 1 for update skip locked
+)
+update sync_queue q
+set status = 'processing', worker = %(worker)s, attempts = attempts + 1, started_at = now(), updated_at = now(),
+    error = null, error_class = null
+from told
+where q.ctid = told.ctid and told.status = 'pending' and told.ready and told.scheduled_at <= now()
+  and told.queue = %(queue)s
+  and not exists (select from paused_queues p where %(queue)s like p.pattern and p.until > now())
+  and not exists (
+      select from accounts a where a.id = told.account_id and (a.concurrency is not null or a.parked_until > now()))
+  and (select busy.id from sync_queue busy
+       where busy.status = 'processing' and busy.account_id = told.account_id and busy.entity_type = told.entity_type
+         and busy.entity_id = told.entity_id and busy.operation = told.operation limit 1) is null
+returning q.id, q.queue, q.account_id, q.entity_type, q.entity_id, q.operation, q.priority, q.payload::text, q.attempts,
+          q.max_attempts, q.run_id, q.worker, extract(epoch from now() - q.scheduled_at)::float as waited,
+          set_config('synchronous_commit', 'off', true) as at_once;
 
 -- name: lock_account
 -- One claim at a time where the number of an account's workers is bounded.
