@@ -165,6 +165,7 @@ def test_sql_stands_in_sql_files() -> None:
 
 DRIVERS = {
     "DatabaseQueue": "Queue",
+    "DatabaseRecords": "Queue",
     "Directed": "Queue",
     "RedisQueue": "Queue",
     "RedisRecords": "Queue",

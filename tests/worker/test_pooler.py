@@ -121,4 +121,4 @@ def test_with_an_address_of_its_own_the_lease_is_direct(settings: Settings, pool
             held.stop()
 
     assert held.hears
-    assert heard == f"default\t-1\t{CHILD}"
+    assert heard == f"default\t-1\t{CHILD}\t1"  # its lane, and the task, the first of this database
