@@ -21,6 +21,7 @@ Lists measure every combination, one after the other; the last line then holds a
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import math
@@ -49,6 +50,7 @@ from worker.app import App
 from worker.demo.postgres import EmbeddedPostgres
 from worker.errors import TaskError
 from worker.lease import Lease
+from worker.memory import freeze
 from worker.settings import Settings
 
 WARM_UP = limiter.WINDOW + 2
@@ -100,6 +102,8 @@ def work(env: dict[str, str], account: UUID, threads: int, hours: float, stop: P
                         client.get("entity/country", limit=1)
                     except TaskError as error:
                         time.sleep(min(getattr(error, "wait", 0.1), 1))
+                    if not gc.get_freeze_count():
+                        freeze()  # as a worker does after its first batch
 
         beside = threading.Thread(target=idle)
         beside.start()

@@ -259,8 +259,18 @@ class App:
         seconds = self.settings.LEASE_SECONDS
         return Lease(self.db, queues=queues, name=name, release=release(), seconds=seconds, **callbacks)
 
-    def worker(self, options: Options, *, name: str = "", rng: random.Random | None = None) -> Loop:
-        """A worker process, ready to `run`. Raises ConfigError where tasks run at enqueue."""
+    def worker(
+        self,
+        options: Options,
+        *,
+        name: str = "",
+        warm: Callable[[], None] = lambda: None,
+        rng: random.Random | None = None,
+    ) -> Loop:
+        """A worker process, ready to `run`; `warm()` is called after its first batch.
+
+        Raises ConfigError where tasks run at enqueue.
+        """
 
         if isinstance(self.queue, SyncQueue):
             raise ConfigError("QUEUE_CONNECTION=sync runs tasks at enqueue: there is nothing for a worker to do")
@@ -279,7 +289,7 @@ class App:
         def on_register(worker: int) -> None:
             self.limiter.worker = worker
 
-        return Loop(self.queue, executor, lease, options, tidy=self.tidy, on_register=on_register, rng=rng)
+        return Loop(self.queue, executor, lease, options, tidy=self.tidy, on_register=on_register, warm=warm, rng=rng)
 
 
 def _handlers() -> Mapping[tuple[str, str], Handler]:

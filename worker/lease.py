@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import queue as stdlib_queue
 import random
-import resource
 import select
 import socket
 import threading
@@ -20,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.db import AWAY, Connection, Database, fetch, fetch_one, pooled
+from worker.memory import rss_mb
 from worker.queues.database import LOCK_CLASS
 from worker.queues.routing import like, listens
 from worker.telemetry import emit
@@ -196,17 +196,3 @@ class Lease:
 
     def _beat(self) -> dict[str, Any]:
         return {"worker": self.worker, "lease": self._seconds, "rss_mb": rss_mb(), **self._counters()}
-
-
-def rss_mb() -> int:
-    """Memory this process holds now, in MB."""
-    try:
-        with open("/proc/self/statm") as file:  # noqa: PTH123 - a hot path, and not a file
-            return int(file.read().split()[1]) * resource.getpagesize() // 1_000_000
-    except OSError:
-        return peak_rss_mb()
-
-
-def peak_rss_mb() -> int:
-    """The most memory this process ever held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000

@@ -14,7 +14,8 @@ from types import FrameType
 from worker.db import AWAY
 from worker.errors import QueueAway
 from worker.executor import Executor
-from worker.lease import Lease, rss_mb
+from worker.lease import Lease
+from worker.memory import rss_mb
 from worker.queues import Queue
 from worker.task import Batch
 from worker.telemetry import emit
@@ -81,12 +82,14 @@ class Loop:
         *,
         tidy: Callable[[], None] = lambda: None,
         on_register: Callable[[int], None] = lambda _: None,
+        warm: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`executor(stopping)` and `lease(counters=, watch=, restart=)` make the parts that look back at the loop.
 
         `tidy()` takes up what dead workers have left; it is called when a worker has died, and every minute.
+        `warm()` is called once, after the first batch, when all that tasks need has been imported.
         """
         self._queue = queue
         self._options = options
@@ -94,6 +97,7 @@ class Loop:
         self._rng = rng or random.Random()
         self._tidy = tidy
         self._on_register = on_register
+        self._warm: Callable[[], None] | None = warm
         self._signals = 0
         self._restart = False
         self.done = self.failed = 0
@@ -151,6 +155,9 @@ class Loop:
                     tally = self._executor.execute(batch)
                     self.done += tally.done
                     self.failed += tally.failed
+                    if self._warm:
+                        self._warm()
+                        self._warm = None
                     grown = rss_mb() >= options.memory  # not looked up while a task waits to be claimed
                 elif asleep != self._lease.worker and self._lease.hears:
                     asleep = self._lease.worker

@@ -28,6 +28,7 @@ from worker import db, sync, task, telemetry
 from worker.app import App
 from worker.executor import Context, Handler, Settlement
 from worker.loop import Options
+from worker.memory import freeze
 from worker.queues import Ended
 from worker.settings import Settings
 from worker.task import Complete, NewTask, Payload, Priority, Task
@@ -173,7 +174,7 @@ def work(
     _handle(begun)
     with App(settings(url, topology=topology, logs=stand.folder)) as app:
         telemetry.configure(app.settings, console=False)
-        loop = app.worker(Options(queues=tuple(queues), **(options or {})))
+        loop = app.worker(Options(queues=tuple(queues), **(options or {})), warm=freeze)
         stand.gate()
         loop.run()
 

@@ -28,7 +28,7 @@ from worker.cli import work
 from worker.links import LinkSettings
 from worker.loop import Options
 from worker.settings import Settings
-from worker.task import NewTask, Plan, SyncGoods
+from worker.task import NewTask, Plan, Prepare, SyncGoods
 
 ROOT = Path(__file__).parents[2]
 MAIN, CHILD = UUID(int=1), UUID(int=2)
@@ -516,6 +516,20 @@ def test_work_once(known: App, shell: Call) -> None:
     assert "worker.start" in loud.err
     assert quiet.err == ""
     assert shell("work", "--queue", " , ").code == 2
+
+
+def test_work_freezes_what_is_there_after_the_first_batch(
+    known: App, shell: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and not before it: what tasks need is imported with the first one."""
+    done: list[int] = []
+    monkeypatch.setattr("worker.cli.work.freeze", lambda: done.append(len(known.queue.peek("pending"))))
+    assert shell("work", "--once", "--memory", 4096).code == 0
+    assert done == []
+
+    known.queue.enqueue([NewTask(MAIN, "catalogue", "prepare", Prepare(uuid4()), entity_id=str(n)) for n in range(3)])
+    shell("work", "--batch", 1, "--max-tasks", 2, "--tries", 1, "--memory", 4096)
+    assert done == [2]
 
 
 def test_health(known: App, shell: Call) -> None:

@@ -15,6 +15,7 @@ from worker import db, scheduler
 from worker.cli.common import AsJson, open_app, out, out_json, settings
 from worker.errors import ConfigError
 from worker.loop import Options
+from worker.memory import freeze
 
 _LONGEST = 86_400
 """Seconds a retry may be told to wait."""
@@ -65,7 +66,7 @@ def work(
         stop_when_empty_for, rest, _delays(backoff),
     )  # fmt: skip
     with open_app(console=not quiet, patient=not (once or stop_when_empty)) as app:
-        code = app.worker(options, name=name).run()
+        code = app.worker(options, name=name, warm=freeze).run()
     raise typer.Exit(code)
 
 

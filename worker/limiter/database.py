@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID, uuid4
 
-from worker.db import AWAY, Connection, Database, fetch_quick, patiently
+from worker.db import AWAY, Connection, Database, patiently
 from worker.limiter.contract import CATCH_UP, FORGOTTEN, PARALLEL, PATIENCE, Answer, Ask, Learned, Standing
 from worker.queues.database import LOCK_CLASS
 from worker.telemetry import emit
@@ -73,12 +73,7 @@ class DatabaseStore:
 
     def _quick(self, name: str, **params: object) -> list[bytes | None]:
         texts = {field: None if value is None else str(value) for field, value in params.items()}
-
-        def once() -> list[bytes | None]:
-            with self._db.connection() as conn:
-                return fetch_quick(conn, name, **texts)[0]
-
-        return patiently(once)
+        return patiently(lambda: self._db.fetch_quick(name, **texts)[0])
 
     def _listen(self) -> None:
         """Open this thread's own ear, and find out whether it hears."""
