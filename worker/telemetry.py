@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
@@ -37,26 +36,21 @@ class Counter:
 
     def __init__(self, name: str, text: str, *labels: str) -> None:
         self.name, self.text, self._labels = name, text, labels
-        self._counts: defaultdict[Sample, float] = defaultdict(float)
+        self._counts: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._lock = threading.Lock()
 
     def add(self, amount: float, *values: str) -> None:
         """So many more, under these values of the labels."""
         with self._lock:
-            self._counts[f"{self.name}_total", self._series(values)] += amount
+            self._counts[values] += amount
 
     def samples(self) -> dict[Sample, float]:
         """What was counted so far."""
         with self._lock:
-            return dict(self._counts)
+            return {(f"{self.name}_total", self._series(values)): count for values, count in self._counts.items()}
 
     def _series(self, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-        return _series(self._labels, values)
-
-
-@lru_cache(maxsize=4096)
-def _series(labels: tuple[str, ...], values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(zip(labels, values, strict=True)))
+        return tuple(sorted(zip(self._labels, values, strict=True)))
 
 
 class Histogram(Counter):
@@ -67,25 +61,27 @@ class Histogram(Counter):
     def __init__(self, name: str, text: str, *labels: str, bounds: Sequence[float]) -> None:
         super().__init__(name, text, *labels)
         self._bounds = bounds
-        self._found: dict[tuple[tuple[str, str], ...], list[int]] = {}
+        self._found: dict[tuple[str, ...], list[int]] = {}
 
     def add(self, amount: float, *values: str) -> None:
         """One more of that amount."""
-        series = self._series(values)
         with self._lock:
-            found = self._found.get(series) or self._found.setdefault(series, [0] * (len(self._bounds) + 1))
+            found = self._found.get(values) or self._found.setdefault(values, [0] * (len(self._bounds) + 1))
             found[bisect_left(self._bounds, amount)] += 1
-            self._counts[f"{self.name}_count", series] += 1
-            self._counts[f"{self.name}_sum", series] += amount
+            self._counts[values] += amount
 
     def samples(self) -> dict[Sample, float]:
         """What was counted so far, of each bound all that lies below it."""
+        samples: dict[Sample, float] = {}
         with self._lock:
-            counts = dict(self._counts)
-            for series, found in self._found.items():
-                for bound, number in zip((*self._bounds, "+Inf"), accumulate(found), strict=True):
-                    counts[f"{self.name}_bucket", (*series, ("le", str(bound)))] = float(number)
-            return counts
+            for values, found in self._found.items():
+                series = self._series(values)
+                *below, number = accumulate(found)
+                for bound, count in zip((*self._bounds, "+Inf"), (*below, number), strict=True):
+                    samples[f"{self.name}_bucket", (*series, ("le", str(bound)))] = float(count)
+                samples[f"{self.name}_count", series] = float(number)
+                samples[f"{self.name}_sum", series] = self._counts[values]
+        return samples
 
 
 EVENTS = Counter("moysklad_worker_events", "Events by name and level.", "event", "level")
