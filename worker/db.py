@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
@@ -38,6 +39,7 @@ _PASSING = ("08", "25P03", "40", "53000", "53100", "53200", "53300", "57P01", "5
 disk, the memory or all connections are taken, the server stops or starts, or gave up on a session that stood still in
 a transaction."""
 
+_FINE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 _MIGRATION_LOCK = 0x6D73_0001
 _CONTRACT = re.compile(r"(?:--.*\n)*?-- contract: *(\S.*)")
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
@@ -101,7 +103,7 @@ class Database:
             kwargs=self._options,
             connection_class=cast(type[Connection], psycopg.Connection),
             min_size=0,
-            max_size=size,
+            max_size=size + 1,  # see `fetch_quick`
             timeout=connect_timeout,
             reconnect_timeout=0.5,
             configure=_heed_pooler,
@@ -109,16 +111,19 @@ class Database:
             open=False,
         )
         self._pool.open()
+        self._quick = threading.Lock()
+        self._kept: Connection | None = None
         self._after: dict[Connection, list[Callable[[], None]]] = {}
 
     def connection(self) -> AbstractContextManager[Connection]:
         """A connection of the pool, in autocommit."""
+        self._give_back(0)
         return self._pool.connection()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A connection inside a transaction: committed at the end, rolled back by an error."""
-        with self._pool.connection() as conn:
+        with self.connection() as conn:
             try:
                 with conn.transaction():
                     yield conn
@@ -145,15 +150,36 @@ class Database:
             return fetch(conn, name, **params)
 
     def fetch_quick(self, name: str, /, **params: str | None) -> list[list[bytes | None]]:
-        """See `fetch_quick`. The pool's context manager would end a transaction that there is not."""
-        conn = self._pool.getconn()
+        """See `fetch_quick`. One connection is kept for whoever calls this over and over: to take it from the pool
+        and to give it back each time costs as much as the rest of the client's part.
+        """
+        if not self._quick.acquire(blocking=False):
+            with self.connection() as conn:
+                return fetch_quick(conn, name, **params)
         try:
-            return fetch_quick(conn, name, **params)
+            conn = self._kept or self._pool.getconn()
+            self._kept = None
+            try:
+                rows = fetch_quick(conn, name, **params)
+            except BaseException:
+                self._pool.putconn(conn)  # which looks at it, and drops it if it is broken
+                raise
+            self._kept = conn
+            return rows
         finally:
-            self._pool.putconn(conn)
+            self._quick.release()
+
+    def _give_back(self, patience: float) -> None:
+        """Have the pool lend the kept connection to whoever comes next: who works alone needs no second one."""
+        if self._kept is not None and self._quick.acquire(timeout=patience):
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                self._pool.putconn(kept)
+            self._quick.release()
 
     def close(self) -> None:
         """Close every connection."""
+        self._give_back(2)
         self._pool.close(timeout=2)
 
 
@@ -193,34 +219,32 @@ def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[li
     """
     statement = _statement(name)
     values = [None if (value := params[field]) is None else value.encode() for field in statement.fields]
+    pgconn = conn.pgconn
     if pooled(conn):
-        result = _send(conn, lambda: conn.pgconn.send_query_params(statement.sql, values))
-        return _rows(result)
-    known = _PREPARED.setdefault(conn, set())
+        pgconn.send_query_params(statement.sql, values)
+        return _rows(conn)
+    known = _PREPARED.get(conn) or _PREPARED.setdefault(conn, set())
     while True:
         if name not in known:
+            pgconn.send_prepare(statement.name, statement.sql)
             with suppress(psycopg.errors.DuplicatePreparedStatement):
-                _send(conn, lambda: conn.pgconn.send_prepare(statement.name, statement.sql))
+                _rows(conn)
             known.add(name)
+        pgconn.send_query_prepared(statement.name, values)
         try:
-            result = _send(conn, lambda: conn.pgconn.send_query_prepared(statement.name, values))
-            break
+            return _rows(conn)
         except psycopg.errors.InvalidSqlStatementName:
             # psycopg forgets all prepared statements of a session (DEALLOCATE ALL) when a transaction is rolled back.
             known.discard(name)
-    return _rows(result)
 
 
-def _rows(result: PGresult) -> list[list[bytes | None]]:
-    return [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
-
-
-def _send(conn: Connection, send: Callable[[], None]) -> PGresult:
-    send()
+def _rows(conn: Connection) -> list[list[bytes | None]]:
+    """What the server says to what was sent."""
     result: PGresult = conn.wait(generators.execute(conn.pgconn))[0]
-    if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+    if result.status not in _FINE:
         raise psycopg.errors.error_from_result(result)
-    return result
+    get, columns = result.get_value, range(result.nfields)
+    return [[get(row, column) for column in columns] for row in range(result.ntuples)]
 
 
 class _Statement(NamedTuple):

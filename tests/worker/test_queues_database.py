@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -175,20 +176,122 @@ def test_ids_of_a_bulk_may_hold_what_copy_reads_as_its_own(app: App) -> None:
     assert {row["entity_id"] for row in app.queue.peek("pending", limit=1000)} == set(ids)
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_a_bulk_keeps_the_order_of_each_account(app: App, later: bool) -> None:
+    """Written account by account, in parts of growing size, with and without a time; what has a time waits for it."""
+    accounts = [UUID(int=n) for n in (9, 2, 7)]
+    tasks = [
+        NewTask(accounts[n % 3], "product", "sync", SyncGoods(MAIN), entity_id=str(n), run_id=UUID(int=n % 2))
+        for n in range(9_000)
+    ]
+    if later:
+        tasks[4_000] = replace(tasks[4_000], scheduled_at=datetime.now(UTC) + timedelta(hours=1))
+    assert app.queue.enqueue(iter(tasks)) == len(tasks)
+
+    found: dict[UUID, list[tuple[str, UUID | None]]] = {account: [] for account in accounts}
+    while batch := app.queue.claim(["*"], 1, limit=1000):
+        found[batch.first.account_id] += [(task.entity_id, task.run_id) for task in batch.tasks]
+    due = [task for task in tasks if task.scheduled_at is None]
+    assert len(due) == 9_000 - later
+    for account, those in found.items():
+        assert those == [(task.entity_id, task.run_id) for task in due if task.account_id == account]
+
+
 def test_a_single_task_after_a_rolled_back_transaction(app: App) -> None:
     """psycopg drops what a session has prepared with a rollback: the next enqueue on it prepares its own anew."""
     db = Database(app.db.url, size=1)
     queue = DatabaseQueue(db, lambda *_: "default")
-    queue.enqueue(goods("before"))
-    for _ in range(2):
-        with suppress(ZeroDivisionError), db.transaction() as conn:
-            for _ in range(9):
-                conn.execute("select 1")  # from the sixth time on prepared, so that there is something to forget
-            raise ZeroDivisionError
-        queue.enqueue(goods("after"))
+    with db._quick:  # another thread is at the connection that is kept for this and sees no transaction
+        queue.enqueue(goods("before"))
+        for _ in range(2):
+            with suppress(ZeroDivisionError), db.transaction() as conn:
+                for _ in range(9):
+                    conn.execute("select 1")  # from the sixth time on prepared, so that there is something to forget
+                raise ZeroDivisionError
+            queue.enqueue(goods("after"))
 
     assert queue.claim(["default"], 1, limit=9) is not None
     db.close()
+
+
+def test_many_threads_enqueue_single_tasks_beside_transactions(app: App) -> None:
+    """The connection kept for them takes none from the pool, and each task goes in, whoever has that connection."""
+    db = Database(app.db.url, size=1, connect_timeout=2)
+    queue = DatabaseQueue(db, lambda *_: "default")
+
+    def enqueue(thread: int) -> None:
+        for n in range(50):
+            while not queue.enqueue(goods(f"{thread} {n}")):
+                pass
+
+    queue.enqueue(goods("0"))
+    with db.transaction() as conn:
+        assert conn is not db._kept
+        queue.enqueue(goods("1"))
+        assert conn is not db._kept
+    with db.connection() as conn:
+        assert db._kept is None  # who does one after the other has one connection
+    threads = [threading.Thread(target=enqueue, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert app.queue.stats()[0]["tasks"] == 202
+    db.close()
+
+
+def test_a_kept_connection_that_broke_is_replaced(app: App) -> None:
+    """Who is at it when it breaks is told; the next has another one."""
+    db = Database(app.db.url, size=1)
+    queue = DatabaseQueue(db, lambda *_: "default")
+    queue.enqueue(goods("1"))
+    assert db._kept is not None
+    with app.db.connection() as conn:
+        conn.execute("select pg_terminate_backend(%s, 5000)", [db._kept.info.backend_pid])
+    with pytest.raises(psycopg.OperationalError):
+        queue.enqueue(goods("2"))
+
+    assert queue.enqueue(goods("2")) == 1
+    db.close()
+
+
+def test_only_who_sleeps_and_lives_is_told(app: App) -> None:
+    """A NOTIFY slows down all producers: there is none while nobody sleeps, nor when the lease of all who do is over.
+    A heartbeat of a sleeper, of whatever release, brings it back."""
+    with app.db.connect() as ear, app.db.connection() as conn:
+        ear.execute("listen sync_queue")
+        told: list[str] = []
+
+        def enqueue(entity: str) -> bool:
+            app.queue.enqueue(goods(entity))
+            before = len(told)
+            told.extend(note.payload for note in ear.notifies(timeout=0.3, stop_after=1))
+            return len(told) > before
+
+        assert not enqueue("nobody is there")
+        rows = conn.execute(
+            "insert into workers (host, pid, name, queues, listens, release, lease_until)"
+            " values ('h', 1, 'n', '{default}', '{default}', 'r', now() + interval '1 hour') returning id"
+        ).fetchall()
+        worker = rows[0]["id"]
+        assert not enqueue("it is busy")
+        app.queue.doze(worker)
+        assert enqueue("it sleeps")
+        app.queue.rouse(worker)
+        assert not enqueue("it is busy again")
+        app.queue.doze(worker)
+        conn.execute("select setval('asleep_until', extract(epoch from now())::bigint - 1)")
+        assert not enqueue("nobody has beaten since long ago")
+        conn.execute("update workers set lease_until = now() + interval '30 seconds'")
+        assert enqueue("its heart beats")
+        conn.execute(
+            "insert into workers (host, pid, name, queues, listens, release, lease_until, asleep)"
+            " values ('h', 2, 'n', '{other}', '{other}', 'r', now() + interval '1 second', true)"
+        )
+        conn.execute("update workers set asleep = false where id = %s", [worker])
+        assert not enqueue("who sleeps wants others")
+        conn.execute("update workers set asleep = true where id = %s", [worker])
+        assert enqueue("a shorter lease has not shortened it")
 
 
 def news_of(db: Database, entity: str, *, queue: str = "default") -> str:

@@ -15,7 +15,7 @@ from psycopg.errors import DeadlockDetected, UniqueViolation
 from psycopg.rows import tuple_row
 
 from worker.db import Connection, Database, fetch, fetch_one, query
-from worker.queues.bulk import COPY_AT_ONCE, Lines, by_account, stream
+from worker.queues.bulk import COPY_AT_ONCE, Lines, stream
 from worker.queues.contract import VERBS, Effect, Ended
 from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
@@ -57,8 +57,8 @@ class DatabaseQueue(Directed, DatabaseRecords):
         if not few:
             return 0
         if len(few) == 1 and within is None and now is None:
-            added, queues = self._insert_one(few[0])
-        elif len(few) <= _BULK:
+            return self._insert_one(few[0])
+        if len(few) <= _BULK:
             added, queues = self._insert(few, within, now)
         else:
             try:
@@ -71,7 +71,7 @@ class DatabaseQueue(Directed, DatabaseRecords):
         emit("task.enqueue", tasks=added, queues=",".join(sorted(queues)))
         return added
 
-    def _insert_one(self, task: NewTask) -> tuple[int, set[str]]:
+    def _insert_one(self, task: NewTask) -> int:
         queue = self._route(task.entity_type, task.account_id)
         ((added, _),) = self._db.fetch_quick(
             "enqueue_one",
@@ -86,7 +86,8 @@ class DatabaseQueue(Directed, DatabaseRecords):
             max_attempts=_text_or_null(task.max_attempts),
             scheduled_at=_text_or_null(task.scheduled_at),
         )
-        return int(added or 0), {queue}
+        emit("task.enqueue", tasks=int(added or 0), queues=queue)
+        return int(added or 0)
 
     def _insert(
         self, tasks: Sequence[NewTask], within: Connection | None, now: datetime | None
@@ -125,20 +126,24 @@ class DatabaseQueue(Directed, DatabaseRecords):
         self, tasks: Iterator[NewTask], within: Connection | None, now: datetime | None
     ) -> tuple[int, set[str]]:
         added = 0
-        lines = Lines(self._route, now)
+        plain, timed = (Lines(self._route, now, timed=timed) for timed in (False, True))
         with nullcontext(within) if within else self._db.transaction() as conn:
-            while part := sorted(islice(tasks, COPY_AT_ONCE), key=by_account):
+            while part := list(islice(tasks, COPY_AT_ONCE)):
                 try:
                     with conn.transaction():
-                        stream(conn, "copy_tasks", lines, part)
+                        if now is None and not any(task.scheduled_at for task in part):
+                            stream(conn, "copy_tasks", plain, part)
+                        else:
+                            stream(conn, "copy_timed_tasks", timed, part)
                     added += len(part)
                 except UniqueViolation:
                     conn.execute(query("create_incoming"))
-                    stream(conn, "copy_incoming", lines, part)
+                    stream(conn, "copy_incoming", timed, part)
                     row = fetch_one(conn, "enqueue_incoming")
                     added += int(row["added"]) if row else 0
-            fetch(conn, "wake", queues=sorted(lines.queues), always=within is not None)
-        return added, lines.queues
+            queues = plain.queues | timed.queues
+            fetch(conn, "wake", queues=sorted(queues), always=within is not None)
+        return added, queues
 
     def _look(self, queues: Sequence[str], now: datetime | None) -> list[dict[str, Any]]:
         return self._db.fetch(
