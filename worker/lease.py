@@ -71,6 +71,7 @@ class Lease:
         self._watch = watch
         self._restart = restart
         self._count = count
+        self._asked = False
         self._over = threading.Event()
         self._ready = threading.Event()
         self._nudge, self._nudged = socket.socketpair()
@@ -120,6 +121,7 @@ class Lease:
             emit("lease.pooled", level="warning", reason="PostgreSQL is behind a pooler: polling, no LISTEN")
         self._register(conn)
         if self.hears:
+            conn.add_notify_handler(lambda note: self._note(note.channel, note.payload))  # amid a statement
             conn.execute("listen sync_queue")
             conn.execute("listen workers")
         self._ready.set()
@@ -128,7 +130,7 @@ class Lease:
         look = time.monotonic() + random.uniform(0, _LOOK)  # not all workers of a host at once
         while not self._over.is_set():
             select.select([conn.fileno(), self._nudged.fileno()], [], [], self._pause(min(beat, look)))
-            restart = self._hear(conn)
+            self._hear(conn)
             self._watch()
             now = time.monotonic()
             if now >= look:
@@ -141,20 +143,26 @@ class Lease:
             elif now >= beat:
                 self._heartbeat(conn)
                 beat = now + self._seconds / 3
-            if self._hear(conn) or restart:  # what came meanwhile makes the connection readable no more
+            elif not self._asked:
+                continue
+            self._hear(conn)  # what came meanwhile makes the connection readable no more
+            if self._asked:  # to restart: the heartbeat tells whether this worker is
+                self._asked = False
                 beat = 0.0
         self._count(conn)
         fetch(conn, "unregister_worker", worker=self.worker)
 
-    def _hear(self, conn: Connection) -> bool:
-        """Pass on that something was enqueued; whether a restart was asked for."""
-        restart = False
-        for note in conn.notifies(timeout=0):
-            if note.channel == "workers":
-                restart = True
-            elif listens(self._who["queues"], note.payload.partition("\t")[0]):
-                self.wake.put(note.payload)
-        return restart
+    def _hear(self, conn: Connection) -> None:
+        """Pass on what has come. Not by psycopg's `notifies`, which takes longer than all the rest of a wake-up."""
+        conn.pgconn.consume_input()
+        while note := conn.pgconn.notifies():
+            self._note(note.relname.decode(), note.extra.decode())
+
+    def _note(self, channel: str, news: str) -> None:
+        if channel == "workers":
+            self._asked = True
+        elif listens(self._who["queues"], news.partition("\t")[0]):
+            self.wake.put(news)
 
     def _tell_of_death(self) -> bool:
         """Whether it is news: who is busy has not yet taken up the last."""

@@ -119,6 +119,7 @@ def configure(settings: Settings, *, console: bool) -> None:
 
     The files are reopened when logrotate moves them. Raises OSError when LOG_DIR cannot be written.
     """
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line tells of them
     settings.LOG_DIR.mkdir(parents=True, exist_ok=True)
     for logger, name in ((_LOG, "worker.log"), (_SYNC, "sync.log")):
         handlers: list[logging.Handler] = [_file(settings.LOG_DIR / name)]

@@ -489,3 +489,29 @@ def test_a_death_that_is_told_can_be_rescued_from(app: App) -> None:
         assert app.queue.rescue() == 3
     finally:
         held.stop()
+
+
+def test_news_amid_a_statement_of_the_lease_is_heard(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while the lease looks for the dead leaves its connection with nothing to read: heard all the same."""
+    news = iter(["one", "two", "three"])
+    sent: list[str] = []
+
+    def late(conn: Connection, name: str, /, **params: Any) -> list[dict[str, Any]]:
+        if name == "dead_workers" and (text := next(news, None)):
+            with app.db.connection() as other:
+                other.execute("select pg_notify('sync_queue', %s), pg_notify('sync_queue', 'else')", [text])
+            conn.execute("select pg_sleep(0.1)")
+            sent.append(text)
+        return fetch(conn, name, **params)
+
+    monkeypatch.setattr("worker.lease.fetch", late)
+    held = Lease(
+        app.db, queues=["one", "t*"], name="w", release="r", seconds=30, counters=lambda: {"done": 0, "failed": 0}
+    )
+    assert held.start()
+    try:
+        heard = [held.wake.get(timeout=30) for _ in range(4)]
+    finally:
+        held.stop()
+    assert heard == ["connected", "one", "two", "three"]
+    assert sent == heard[1:]
