@@ -145,14 +145,15 @@ class DatabaseQueue(Directed, DatabaseRecords):
             fetch(conn, "wake", queues=sorted(queues), always=within is not None)
         return added, queues
 
-    def _look(self, queues: Sequence[str], now: datetime | None) -> list[dict[str, Any]]:
-        return self._db.fetch(
-            "discover",
-            patterns=[like(name) for name in queues],
-            names=[name for name in queues if "*" not in name],
-            wild=any("*" in name for name in queues),
-            now=now,
-        )
+    def _look(self, queues: Sequence[str], now: datetime | None) -> list[Lane]:
+        params: dict[str, Any] = {
+            "patterns": [like(name) for name in queues],
+            "names": [name for name in queues if "*" not in name],
+            "wild": any("*" in name for name in queues),
+            "now": now,
+        }
+        with self._db.connection() as conn:
+            return [Lane(*row) for row in _tuples(conn, "discover", params)]
 
     def _take(self, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
         if lane.announced:  # somebody has just enqueued a task, and may be waiting for it

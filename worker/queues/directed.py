@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from worker.queues.contract import Queue
@@ -42,8 +41,8 @@ class Directed(Queue):
         self._seats: dict[int, _Seat] = {}
 
     @abstractmethod
-    def _look(self, queues: Sequence[str], now: datetime | None) -> Iterable[dict[str, Any]]:
-        """The lanes that may be claimed from, as rows of `Lane`'s fields."""
+    def _look(self, queues: Sequence[str], now: datetime | None) -> Iterable[Lane]:
+        """The lanes that may be claimed from."""
 
     @abstractmethod
     def _take(self, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
@@ -114,8 +113,7 @@ class Directed(Queue):
 
     def _see(self, seat: _Seat, queues: Sequence[str], now: datetime | None) -> None:
         began = self._clock()
-        rows = self._look(queues, now)
-        ended = self._clock()
-        seat.lanes.see(rows)
+        seat.lanes.see(self._look(queues, now))
         seat.queues = tuple(queues)
+        ended = self._clock()
         seat.look_at = ended + max(_LOOK, _LOOK_SHARE * (ended - began))

@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 AGEING = 10
@@ -33,9 +32,9 @@ class Lane:
     """The last task taken from it."""
 
     @property
-    def turn(self) -> tuple[str, UUID]:
+    def turn(self) -> tuple[str, int]:
         """Its place in the round of its rank."""
-        return self.queue, self.account_id
+        return self.queue, self.account_id.int
 
 
 class Lanes:
@@ -43,16 +42,16 @@ class Lanes:
 
     def __init__(self) -> None:
         self._waiting: dict[int, dict[int, deque[Lane]]] = {}
-        self._served: dict[Hashable, tuple[str, UUID]] = {}
+        self._served: dict[Hashable, tuple[str, int]] = {}
         self._claims = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def see(self, rows: Iterable[dict[str, Any]]) -> None:
+    def see(self, found: Iterable[Lane]) -> None:
         """Replace what waits by what was found."""
         self._waiting = {}
-        for lane in sorted((Lane(**row) for row in rows), key=lambda lane: lane.turn):
+        for lane in sorted(found, key=lambda lane: lane.turn):
             ranks = self._waiting.setdefault(lane.lane, {})
             ranks.setdefault(lane.rank, deque()).append(lane)
         for number, ranks in self._waiting.items():

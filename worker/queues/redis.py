@@ -171,7 +171,7 @@ class RedisQueue(Directed, RedisRecords):
 
     # Claim
 
-    def _look(self, queues: Sequence[str], now: datetime | None) -> list[dict[str, Any]]:
+    def _look(self, queues: Sequence[str], now: datetime | None) -> list[Lane]:
         self._read_gates(now)
         found = []
         accounts = [account for account in self._shards.known() if account not in self._parked]
@@ -184,10 +184,7 @@ class RedisQueue(Directed, RedisRecords):
                     order[queue] = matching[0] if matching and not listens(self._paused, queue) else None
                 number = order[queue]
                 if number is not None:
-                    found.append(
-                        {"lane": number, "queue": queue, "rank": int(rank), "account_id": account,
-                         "concurrency": self._concurrency.get(account)}
-                    )  # fmt: skip
+                    found.append(Lane(number, queue, int(rank), account, self._concurrency.get(account)))
         return found
 
     def _read_gates(self, now: datetime | None) -> None:
