@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,6 +20,7 @@ from tests.redis_servers import RedisServer
 from tests.worker.test_queue import eventually
 from worker.db import Connection, Database, fetch_one
 from worker.errors import QueueAway
+from worker.pauses import Pauses
 from worker.queues import Ended
 from worker.queues.redis import RedisQueue
 from worker.settings import Settings
@@ -283,6 +284,59 @@ def test_a_producer_that_dies_after_its_commit_has_enqueued(stand: Stand) -> Non
 
     assert other.unfinished([run]) == {run}
     assert [task.entity_id for task in stand.claim(7, other)] == ["x"]
+
+
+def test_a_pause_that_comes_while_a_claim_is_under_way(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Redis has given goes back as if never taken; the next claim takes nothing before the pause is over."""
+    pauses = Pauses(stand.db)
+    stand.queue.enqueue([good("x")])
+    asked: list[str] = []
+    ask = stand.queue._scripts.ask
+
+    def claim(name: str, *values: Any) -> Any:
+        asked.append(name)
+        answer = ask(name, *values)
+        if asked == ["claim"]:
+            pauses.pause("def*", datetime.now(UTC) + timedelta(days=1), "stocktaking")
+        return answer
+
+    stand.claim(7)
+    stand.queue.enqueue([good("y")])
+    monkeypatch.setattr(stand.queue._scripts, "ask", claim)
+    assert stand.claim(7) == []
+    assert stand.standing() == {"pending": 1, "processing": 1}
+    asked.append("again")
+    assert stand.claim(7) == []
+    stand.queue.announce(7, f"default\t-1\t{A}")
+    assert stand.claim(7) == []
+    assert "claim" not in asked[asked.index("again") :]
+
+    pauses.resume("def*")
+
+    assert eventually(lambda: [(task.entity_id, task.attempts) for task in stand.claim(7)] == [("y", 1)])
+
+
+@pytest.mark.parametrize("away", ["PostgreSQL", "Redis"])
+def test_a_server_goes_while_a_claim_is_under_way(stand: Stand, monkeypatch: pytest.MonkeyPatch, away: str) -> None:
+    """Whichever it is, no task is lost, none has an attempt more, and every connection is there for the next."""
+    stand.queue.enqueue(good(str(n)) for n in range(3))
+    scripts, pool = stand.queue._scripts, stand.db._pool
+
+    def gone(*_: Any, **__: Any) -> Any:
+        raise QueueAway(f"{away} was away: test")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stand.db, "fetch_quick", gone) if away == "PostgreSQL" else broken.setattr(
+            "worker.queues.scripts._read", gone
+        )
+        with pytest.raises(QueueAway):
+            stand.queue.claim(["*"], 7, limit=2)
+
+    assert eventually(
+        lambda: [(task.entity_id, task.attempts) for task in stand.claim(7)] == [(str(n), 1) for n in range(3)]
+    )
+    assert sum(map(len, scripts._warm.values())) == 1
+    assert pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
 
 
 def test_what_redis_got_twice_is_there_once(stand: Stand) -> None:

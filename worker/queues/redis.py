@@ -54,6 +54,7 @@ class RedisQueue(Directed, RedisRecords):
         self._parked: set[UUID] = set()
         self._concurrency: dict[UUID, int] = {}
         self._paused: list[str] = []
+        self._barred: list[str] = []
         self._hosts: dict[int, str] = {}
         self._settled: dict[int, set[int]] = {}
         self._sweep_at = float("-inf")
@@ -202,8 +203,7 @@ class RedisQueue(Directed, RedisRecords):
         self._gates_at = self._clock()
 
     def _take(self, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
-        if listens([row["queue"] for row in self._db.fetch("pauses", now=now)], lane.queue):
-            return ()
+        """PostgreSQL is asked for the pauses while Redis is at it; what comes from a paused queue goes back."""
         account, concurrency = lane.account_id, lane.concurrency
         if lane.announced:
             self._shards.number([account])
@@ -211,13 +211,27 @@ class RedisQueue(Directed, RedisRecords):
             if account in self._parked:
                 return ()
             concurrency = self._concurrency.get(account)
+        if listens(self._barred, lane.queue) and self._is_paused(lane.queue, now):
+            return ()
         first = self._shards.first(account)
-        taken = json.loads(
-            self._scripts.run(
-                "claim", account, time_of(now), f"{lane.rank}:{lane.queue}", worker, limit, concurrency or ""
-            )
+        self._barred = ["*"]  # as long as it is not known
+        claim = self._scripts.ask(
+            "claim", account, time_of(now), f"{lane.rank}:{lane.queue}", worker, limit, concurrency or ""
         )
-        return tuple([_task(first, account, worker, row) for row in taken])
+        try:
+            paused = self._is_paused(lane.queue, now)
+        finally:
+            taken = json.loads(claim())
+        tasks = tuple([_task(first, account, worker, row) for row in taken])
+        if paused:
+            self.release(tasks)
+            return ()
+        return tasks
+
+    def _is_paused(self, queue: str, now: datetime | None) -> bool:
+        rows = self._db.fetch_quick("pauses", now=now.isoformat() if now else None)
+        self._barred = [(name or b"").decode() for name, *_ in rows]
+        return listens(self._barred, queue)
 
     def _hand_back(self, worker: int, lane: Lane) -> None:
         claims = json.loads(self._scripts.run("holdings", lane.account_id, "", worker)) or []

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
@@ -54,6 +54,8 @@ _AT_ONCE = 200
 """Accounts that one script looks through."""
 _WARM = 0.5
 """Seconds for which a connection is taken to be still open."""
+_Call = tuple[str, Sequence[str], Sequence[Any]]
+"""A script's name, its keys and its values."""
 _OPTIONS: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 10}
 
 
@@ -73,12 +75,22 @@ class Scripts:
 
     def run(self, name: str, account: UUID, *values: Any) -> Any:
         """The script's answer for that account."""
+        return self.ask(name, account, *values)()
+
+    def ask(self, name: str, account: UUID, *values: Any) -> Callable[[], Any]:
+        """Send the script on its way; what is returned waits for its answer, once."""
         call = name, [key_of(account)], values
-        if not self._connected() and self._one is not None:
-            (answer,) = self._send(self._one.connection_pool, [call])
-            if not isinstance(answer, _ELSEWHERE):
-                return _said(answer)
-        (answer,) = self._all([call])
+        if self._connected() or self._one is None:
+            return lambda: self._all([call])[0]
+        exchange = self._exchange(self._one.connection_pool, [self._command(call)])
+        next(exchange)
+
+        def answer() -> Any:
+            (said,) = next(exchange)
+            if isinstance(said, (NoScriptError, *_ELSEWHERE)):
+                (said,) = self._all([call])
+            return _said(said)
+
         return answer
 
     def run_all(self, calls: Sequence[tuple[str, UUID, Sequence[Any]]]) -> list[Any]:
@@ -127,7 +139,7 @@ class Scripts:
                 raise QueueAway(f"Redis is away: {error}") from error
         return self._cluster is not None
 
-    def _all(self, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
+    def _all(self, calls: Sequence[_Call]) -> list[Any]:
         self._connected()
         answers: list[Any] = [None] * len(calls)
         left = range(len(calls))
@@ -147,21 +159,28 @@ class Scripts:
             self._refresh()
         return [_said(answer) for answer in answers]
 
-    def _send(self, pool: ConnectionPool, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
-        answers = self._exchange(
-            pool, [("EVALSHA", self._scripts[name][0], len(keys), *keys, *values) for name, keys, values in calls]
-        )
+    def _command(self, call: _Call) -> tuple[Any, ...]:
+        name, keys, values = call
+        return "EVALSHA", self._scripts[name][0], len(keys), *keys, *values
+
+    def _send(self, pool: ConnectionPool, calls: Sequence[_Call]) -> list[Any]:
+        answers = self._told(pool, [self._command(call) for call in calls])
         unknown = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
             whole = [("EVAL", self._scripts[calls[n][0]][1], len(calls[n][1]), *calls[n][1], *calls[n][2])
                      for n in unknown]  # fmt: skip
-            for n, answer in zip(unknown, self._exchange(pool, whole), strict=True):
+            for n, answer in zip(unknown, self._told(pool, whole), strict=True):
                 answers[n] = answer
         return answers
 
-    def _exchange(self, pool: ConnectionPool, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """What the server says to each, errors of its own included; without the client's own repetitions, since most
-        transitions may not be repeated blindly."""
+    def _told(self, pool: ConnectionPool, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        exchange = self._exchange(pool, commands)
+        next(exchange)
+        return next(exchange)
+
+    def _exchange(self, pool: ConnectionPool, commands: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
+        """Send, as the first step, then have what the server says to each, errors of its own included. Without the
+        client's own repetitions, since most transitions may not be repeated blindly."""
         try:
             connection = self._borrow(pool)
         except _AWAY as error:
@@ -169,8 +188,9 @@ class Scripts:
             raise QueueAway(f"Redis is away: {error}") from error
         try:
             connection.send_packed_command(connection.pack_commands(commands))
+            yield []
             answers = [_read(connection) for _ in commands]
-        except BaseException as error:
+        except BaseException as error:  # also where nobody comes for the answers
             connection.disconnect()
             pool.release(connection)
             if isinstance(error, _AWAY):
@@ -178,7 +198,7 @@ class Scripts:
                 raise QueueAway(f"Redis is away: {error}") from error
             raise
         self._warm[pool].append((connection, time.monotonic()))
-        return answers
+        yield answers
 
     def _borrow(self, pool: ConnectionPool) -> Any:
         """A connection that was in use a moment ago, else one of the pool, which makes sure first that it is still
