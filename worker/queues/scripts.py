@@ -104,16 +104,23 @@ class Scripts:
         return self._all([(name, keys[n : n + size], values) for n in range(0, len(keys), size)])
 
     def listen(self, asleep: threading.Event, ready: threading.Event, heard: Callable[[str], None]) -> None:
-        """Hear of queues that have something new, as long as `asleep`; `ready` is set once that is sure."""
-        client: Any = self._cluster if self._connected() else self._one
-        with client.pubsub() as channel:
-            channel.subscribe(WAKE)
+        """Hear of queues that have something new, as long as `asleep`; `ready` is set once that is sure. A task waits
+        for this: redis-py's own PubSub would take twice as long."""
+        self._connected()
+        pool = self._pool(WAKE)
+        connection: Any = pool.get_connection()
+        try:
+            connection.send_command("SUBSCRIBE", WAKE)
             while asleep.is_set():
-                message = channel.get_message(timeout=1)
-                if message and message["type"] == "subscribe":
-                    ready.set()
-                elif message and message["type"] == "message":
-                    heard(message["data"].decode())
+                if connection.can_read(timeout=1):
+                    kind, _, said = connection.read_response(push_request=True)
+                    if kind == b"message":
+                        heard(said.decode())
+                    else:
+                        ready.set()
+        finally:
+            connection.disconnect()
+            pool.release(connection)
 
     def close(self) -> None:
         """Close the connections."""
