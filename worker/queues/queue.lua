@@ -1,7 +1,8 @@
 -- The queue's transitions in Redis, each atomic inside one account: all keys of an account carry its hash tag, so that
 -- a cluster keeps them on one master. The names and reasons are those of sql/queue.sql: change both.
 --
--- KEYS are `queue:{account}`; ARGV[1] is the time (microseconds; empty: the server's), the rest is the script's own.
+-- KEYS are `queue:{account}`; ARGV[1] is the time (microseconds; empty: the server's), the rest is the script's own, and
+-- all where a script does without the common part.
 -- Of an account there are: `tasks` (number -> record), `n` (the last number), `pending` and `busy` (thing to do ->
 -- number), `lanes` and one `lane:RANK:QUEUE` each (what is due, by number), `later` (what is not, by time),
 -- `wait:QUEUE` (all that is pending, by time), `completed` and `failed` (by time), `counts`, `runs`, `run:ID`
@@ -226,9 +227,9 @@ return fresh
 
 -- name: enqueue_one
 -- `enqueue` for a single new task, which is what most producers have; 0 where a twin is pending, which is left to
--- `enqueue`. Without the common part, whose closures alone would cost as much as this.
+-- `enqueue`. Without the common part, whose closures alone would cost as much as this; ARGV holds the task alone.
 local call, key = redis.call, KEYS[1] .. ':'
-local _, queue, kind, entity, operation, priority, payload, run, most, at, lane, account = unpack(ARGV)
+local queue, kind, entity, operation, priority, payload, run, most, at = unpack(ARGV)
 local n = call('INCR', key .. 'n')
 local thing = kind .. '\0' .. entity .. '\0' .. operation
 if call('HSETNX', key .. 'pending', thing, n) == 0 then return 0 end
@@ -243,9 +244,11 @@ call('ZADD', key .. 'wait:' .. queue, when, n)
 call('HINCRBY', key .. 'counts', 'pending:' .. queue, 1)
 if run ~= '' then call('HINCRBY', key .. 'runs', run .. ':pending', 1) end
 if due <= time then
-    call('ZADD', key .. 'lane:' .. lane .. ':' .. queue, n, n)
-    call('SADD', key .. 'lanes', lane .. ':' .. queue)
-    call('PUBLISH', 'queue:wake', queue .. '\t' .. lane .. '\t' .. account)
+    local rank = 0 - priority
+    local lane = rank .. ':' .. queue
+    call('ZADD', key .. 'lane:' .. lane, n, n)
+    call('SADD', key .. 'lanes', lane)
+    call('PUBLISH', 'queue:wake', queue .. '\t' .. rank .. '\t' .. string.sub(key, 8, -3))
 else
     call('ZADD', key .. 'later', when, n)
 end

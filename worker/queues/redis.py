@@ -100,9 +100,9 @@ class RedisQueue(Directed, RedisRecords):
         queue = self._route(task.entity_type, account)
         self._shards.number([account])
         added = self._scripts.run(
-            "enqueue_one", account, "", queue, task.entity_type, task.entity_id, task.operation, task.priority,
+            "enqueue_one", account, queue, task.entity_type, task.entity_id, task.operation, task.priority,
             to_json(task.payload), str(task.run_id) if task.run_id else "", task.max_attempts or 0,
-            to_micros(task.scheduled_at) if task.scheduled_at else 0, -task.priority, str(account),
+            to_micros(task.scheduled_at) if task.scheduled_at else 0,
         )  # fmt: skip
         if added:
             emit("task.enqueue", tasks=1, queues=queue)

@@ -9,10 +9,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 from uuid import UUID
 
+from hiredis import pack_command
 from redis import Redis
 from redis.cluster import RedisCluster
 from redis.connection import ConnectionPool
@@ -194,7 +196,8 @@ class Scripts:
             self._refresh()
             raise QueueAway(f"Redis is away: {error}") from error
         try:
-            connection.send_packed_command(connection.pack_commands(commands))
+            # What redis-py does around hiredis costs twice as much as this.
+            connection.send_packed_command([b"".join(map(pack_command, commands))])
             yield []
             answers = [_read(connection) for _ in commands]
         except BaseException as error:  # also where nobody comes for the answers
@@ -252,6 +255,7 @@ class Scripts:
                     pool.release(connection)
 
 
+@lru_cache(maxsize=4096)
 def key_of(account: UUID) -> str:
     """What an account's keys begin with: the braces keep them in one slot of a cluster."""
     return f"queue:{{{account}}}"
