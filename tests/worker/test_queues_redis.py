@@ -336,6 +336,7 @@ def test_a_server_goes_while_a_claim_is_under_way(stand: Stand, monkeypatch: pyt
         lambda: [(task.entity_id, task.attempts) for task in stand.claim(7)] == [(str(n), 1) for n in range(3)]
     )
     assert sum(map(len, scripts._warm.values())) == 1
+    stand.db._give_back(0)
     assert pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
 
 
