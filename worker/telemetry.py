@@ -137,7 +137,9 @@ def configure(settings: Settings, *, console: bool) -> None:
 def emit(event: str, *, level: str = "info", error: BaseException | None = None, **fields: Any) -> None:
     """Tell that `event` happened: one log line, a step of what counts it; `error` adds its traceback."""
     EVENTS.add(1, event, level)
-    fields = {**_CONTEXT.get(), **fields}
+    around = _CONTEXT.get()
+    if around:
+        fields = {**around, **fields}
     _count(event, fields)
     _write(_LOG, event, level, error, fields)
 
@@ -167,13 +169,12 @@ def redact(text: str) -> str:
 
 
 def _count(event: str, fields: Mapping[str, Any]) -> None:
-    kind = fields.get("kind", "")
-    if event.startswith("task.") and "tasks" in fields:
-        TASKS.add(fields["tasks"], event.removeprefix("task."), kind)
-    if event == "task.claim":
-        WAIT_SECONDS.add(max(0.0, fields["waited"]), kind)
+    if event[:5] == "task." and "tasks" in fields:
+        TASKS.add(fields["tasks"], event[5:], fields.get("kind", ""))
+        if event == "task.claim":
+            WAIT_SECONDS.add(max(0.0, fields["waited"]), fields.get("kind", ""))
     elif event == "batch.end":
-        BATCH_SECONDS.add(fields["seconds"], kind)
+        BATCH_SECONDS.add(fields["seconds"], fields.get("kind", ""))
 
 
 def _write(

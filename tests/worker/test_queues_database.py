@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -178,7 +178,7 @@ def test_ids_of_a_bulk_may_hold_what_copy_reads_as_its_own(app: App) -> None:
 
 @pytest.mark.parametrize("later", [False, True])
 def test_a_bulk_keeps_the_order_of_each_account(app: App, later: bool) -> None:
-    """Written account by account, in parts of growing size, with and without a time; what has a time waits for it."""
+    """Written account by account, with and without a time; what has a time waits for it."""
     accounts = [UUID(int=n) for n in (9, 2, 7)]
     tasks = [
         NewTask(accounts[n % 3], "product", "sync", SyncGoods(MAIN), entity_id=str(n), run_id=UUID(int=n % 2))
@@ -492,7 +492,7 @@ def test_a_death_that_is_told_can_be_rescued_from(app: App) -> None:
 
 
 def test_news_amid_a_statement_of_the_lease_is_heard(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes while the lease looks for the dead leaves its connection with nothing to read: heard all the same."""
+    """What comes while the lease looks for the dead leaves its connection with nothing to read; it is heard."""
     news = iter(["one", "two", "three"])
     sent: list[str] = []
 
@@ -515,3 +515,19 @@ def test_news_amid_a_statement_of_the_lease_is_heard(app: App, monkeypatch: pyte
         held.stop()
     assert heard == ["connected", "one", "two", "three"]
     assert sent == heard[1:]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update sync_queue set status = 'cancelled' where id = (select max(id) from sync_queue)",
+        "insert into sync_queue (queue, entity_type, operation, status, account_id) select 1, 1, 1, 1, id from accounts",
+    ],
+)
+def test_a_status_nobody_knows_is_refused(app: App, statement: LiteralString) -> None:
+    """By hand one may write anything; what no worker would ever find again is refused, by name."""
+    app.accounts.add(CHILD, "child", "child", "solution", "token")
+    app.queue.enqueue(goods("1", "2"))
+    with app.db.connection() as conn, pytest.raises(psycopg.errors.CheckViolation, match="is no status of a task"):
+        conn.execute(statement)
+    assert [row["status"] for row in app.queue.peek("pending")] == ["pending", "pending"]

@@ -15,7 +15,7 @@ from psycopg.errors import DeadlockDetected, UniqueViolation
 from psycopg.rows import tuple_row
 
 from worker.db import Connection, Database, fetch, fetch_one, query
-from worker.queues.bulk import COPY_AT_ONCE, Lines, stream
+from worker.queues.bulk import COPY_AT_ONCE, Lines, by_account, stream
 from worker.queues.contract import VERBS, Effect, Ended
 from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
@@ -76,18 +76,19 @@ class DatabaseQueue(Directed, DatabaseRecords):
         ((added, _),) = self._db.fetch_quick(
             "enqueue_one",
             queue=queue,
-            account_id=str(task.account_id),
+            account_id=task.account_id.hex,
             entity_type=task.entity_type,
             entity_id=task.entity_id,
             operation=task.operation,
             priority=str(task.priority),
             payload=to_json(task.payload),
-            run_id=_text_or_null(task.run_id),
+            run_id=None if task.run_id is None else task.run_id.hex,
             max_attempts=_text_or_null(task.max_attempts),
             scheduled_at=_text_or_null(task.scheduled_at),
         )
-        emit("task.enqueue", tasks=int(added or 0), queues=queue)
-        return int(added or 0)
+        new = int(added or 0)
+        emit("task.enqueue", tasks=new, queues=queue)
+        return new
 
     def _insert(
         self, tasks: Sequence[NewTask], within: Connection | None, now: datetime | None
@@ -128,7 +129,7 @@ class DatabaseQueue(Directed, DatabaseRecords):
         added = 0
         plain, timed = (Lines(self._route, now, timed=timed) for timed in (False, True))
         with nullcontext(within) if within else self._db.transaction() as conn:
-            while part := list(islice(tasks, COPY_AT_ONCE)):
+            while part := sorted(islice(tasks, COPY_AT_ONCE), key=by_account):
                 try:
                     with conn.transaction():
                         if now is None and not any(task.scheduled_at for task in part):

@@ -47,7 +47,7 @@ do update set queue = excluded.queue,
               ready = sync_queue.ready or excluded.ready,
               updated_at = now()
 returning (xmax = 0)::integer as added,
-          case when ready and pg_sequence_last_value('asleep_until') >= extract(epoch from now())
+          case when ready and now() <= to_timestamp(pg_sequence_last_value('asleep_until'))
                then tell_of_task(queue, priority, account_id, id) end as woken;
 
 -- name: copy_tasks
