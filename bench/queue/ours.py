@@ -148,8 +148,12 @@ def left(url: str) -> bool:
         with App(settings(url)) as app:
             return any(row["status"] in ("pending", "processing") and row["tasks"] for row in app.queue.stats())
     with psycopg.connect(url, autocommit=True) as conn:
-        row = conn.execute("select 1 from sync_queue where status in ('pending', 'processing') limit 1").fetchone()
-    return row is not None
+        # Each by its own index: both in one condition would read the whole table, in the time that is measured.
+        row = conn.execute(
+            "select exists (select from sync_queue where status = 'pending')"
+            " or exists (select from sync_queue where status = 'processing')"
+        ).fetchone()
+    return row is None or bool(row[0])
 
 
 def work(
