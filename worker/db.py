@@ -223,7 +223,7 @@ def fetch_quick(conn: Connection, name: str, /, **params: str | None) -> list[li
     if pooled(conn):
         pgconn.send_query_params(statement.sql, values)
         return _rows(conn)
-    known = _PREPARED.get(conn) or _PREPARED.setdefault(conn, set())
+    known = _PREPARED.setdefault(conn, set())
     while True:
         if name not in known:
             pgconn.send_prepare(statement.name, statement.sql)

@@ -55,6 +55,7 @@ class RedisQueue(Directed, RedisRecords):
         self._concurrency: dict[UUID, int] = {}
         self._paused: list[str] = []
         self._barred: list[str] = []
+        """As the last claim was told, apart from what a look leaves out: of a resume it hears at once."""
         self._hosts: dict[int, str] = {}
         self._settled: dict[int, set[int]] = {}
         self._sweep_at = float("-inf")
