@@ -60,7 +60,7 @@ class App:
         self.accounts = Accounts(self.db, settings.APP_KEY.get_secret_value())
         self.route = route(settings.QUEUE_TOPOLOGY, lru_cache(maxsize=10_000)(self.accounts.role_of))
         self.queue: Queue = self._queue()
-        self.pauses = Pauses(self.db)
+        self.pauses = Pauses(self.db, self.queue.pauses_changed)
         self.runs = Runs(self.db, self.queue)
         self.limiter = Limiter(self._limiter_store())
         self.breaker = Breaker(self.db)

@@ -1034,7 +1034,7 @@ def test_holders(bench: Bench) -> None:
     bench.claim(worker=second)
 
     assert bench.queue.holders() == {first: 3, second: 1}
-    workers = Monitor(bench.db, bench.queue, Pauses(bench.db)).snapshot()["workers"]
+    workers = Monitor(bench.db, bench.queue, Pauses(bench.db, bench.queue.pauses_changed)).snapshot()["workers"]
     assert [(row["id"], row["processing"]) for row in workers] == [(first, 3), (second, 1)]
 
 
@@ -1200,7 +1200,7 @@ def test_find(bench: Bench) -> None:
 
 def test_a_pause_holds_for_the_very_next_claim(bench: Bench) -> None:
     """Also a worker that knows what waits takes nothing from a queue that was paused since; resumed, it goes on."""
-    pauses = Pauses(bench.db)
+    pauses = Pauses(bench.db, bench.queue.pauses_changed)
     bench.lanes[B] = "other"
     bench.queue.enqueue([*(good(str(n)) for n in range(4)), good("b", B)])
     assert names(bench.queue.claim(["default"], 1, limit=1)) == ["0"]

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -96,6 +97,16 @@ class Stand:
                 conn.execute("insert into effects values (%s, %s)", [tasks[0].worker, id])
 
         return (queue or self.queue).settle([Ended(task, outcome) for task in tasks], effect)
+
+    def pauses(self) -> Pauses:
+        """As the commands of another process have them."""
+        return Pauses(self.db, self.another().pauses_changed)
+
+    def enqueue_one(self, entity: str, account: UUID = A, **fields: Any) -> int:
+        """Its number among the account's tasks."""
+        self.queue.enqueue([good(entity, account, **fields)])
+        one: Any = self.queue._scripts._one
+        return int(one.get(f"queue:{{{account}}}:n"))
 
     def effects(self) -> list[int]:
         """Which tasks have left their effect, once for each time."""
@@ -287,33 +298,149 @@ def test_a_producer_that_dies_after_its_commit_has_enqueued(stand: Stand) -> Non
 
 
 def test_a_pause_that_comes_while_a_claim_is_under_way(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Redis has given goes back as if never taken; the next claim takes nothing before the pause is over."""
-    pauses = Pauses(stand.db)
-    stand.queue.enqueue([good("x")])
+    """Told before the claim reaches Redis, it holds for it, of a task that was announced too: nothing is taken."""
+    pauses = stand.pauses()
+    scripts = stand.queue._scripts
+    run = scripts.run_while
     asked: list[str] = []
-    ask = stand.queue._scripts.ask
 
-    def claim(name: str, *values: Any) -> Any:
+    def run_late(word: str, name: str, *values: Any) -> Any:
         asked.append(name)
-        answer = ask(name, *values)
-        if asked == ["claim"]:
-            pauses.pause("def*", datetime.now(UTC) + timedelta(days=1), "stocktaking")
-        return answer
+        pauses.pause("def*", datetime.now(UTC) + timedelta(days=1), "stocktaking")
+        return run(word, name, *values)
 
+    stand.queue.enqueue([good("x")])
     stand.claim(7)
-    stand.queue.enqueue([good("y")])
-    monkeypatch.setattr(stand.queue._scripts, "ask", claim)
-    assert stand.claim(7) == []
+    stand.queue._seats.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(scripts, "run_while", run_late)
+        stand.queue.announce(7, f"default\t-1\t{A}\t{stand.enqueue_one('y')}")
+        assert stand.claim(7) == []
+        assert asked == ["claim_told"]
     assert stand.standing() == {"pending": 1, "processing": 1}
-    asked.append("again")
     assert stand.claim(7) == []
-    stand.queue.announce(7, f"default\t-1\t{A}")
-    assert stand.claim(7) == []
-    assert "claim" not in asked[asked.index("again") :]
 
     pauses.resume("def*")
 
-    assert eventually(lambda: [(task.entity_id, task.attempts) for task in stand.claim(7)] == [("y", 1)])
+    assert [(task.entity_id, task.attempts) for task in stand.claim(7)] == [("y", 1)]
+
+
+def test_a_pause_of_which_redis_was_not_told(stand: Stand) -> None:
+    """Its client died in between, or is of an older release: workers heed it with their next look."""
+    stand.queue.enqueue([good("x")])
+    stand.claim(7)
+    Pauses(stand.db, lambda: None).pause("default", datetime.now(UTC) + timedelta(days=1), "stocktaking")
+    stand.queue.enqueue([good("y")])
+    stand.queue._gates_at = float("-inf")  # as after a second
+    stand.queue._seats.clear()
+
+    assert stand.claim(7) == []
+
+
+def test_a_pause_while_redis_is_away(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds all the same, though workers see it a moment later: an operator may pause for that very reason."""
+
+    def gone(*_: Any, **__: Any) -> Any:
+        raise QueueAway("Redis is away: test")
+
+    monkeypatch.setattr(stand.queue._scripts, "word", gone)
+    stand.pauses().pause("default", datetime.now(UTC) + timedelta(days=1), "Redis is on fire")
+
+    assert [row["reason"] for row in stand.pauses().current()] == ["Redis is on fire"]
+
+
+@pytest.mark.parametrize("change", ["FLUSHALL", "lost answer"])
+def test_pauses_are_read_anew_where_redis_may_have_missed_one(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """After a claim without an answer, and once Redis has forgotten the word."""
+    stand.pauses().pause("other", datetime.now(UTC) + timedelta(days=1), "so that there is a word")
+    stand.queue.enqueue([good("x")])
+    stand.claim(7)
+    told = Pauses(stand.db, lambda: None)
+    if change == "FLUSHALL":
+        one: Any = stand.queue._scripts._one
+        one.flushall()
+    else:
+        with monkeypatch.context() as broken:
+            broken.setattr("worker.queues.scripts._read", lambda _: (_ for _ in ()).throw(ConnectionError("gone")))
+            stand.queue.announce(7, f"default\t-1\t{A}\t1")
+            with pytest.raises(QueueAway):
+                stand.claim(7)
+    told.pause("default", datetime.now(UTC) + timedelta(days=1), "stocktaking")
+    number = stand.enqueue_one("y")
+    stand.queue.announce(7, f"default\t-1\t{A}\t{number}")
+
+    assert stand.claim(7) == []
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["as told", "in a run", "gone", "busy twin", "put back", "rerouted", "later", "account bound", "older one"],
+)
+def test_a_task_that_was_told_is_claimed_as_any(stand: Stand, case: str) -> None:
+    """By a script of its own where it is simple, else by the lane's claim: counts and rows end as those of any."""
+    account = UUID(int=2)
+    run = uuid4() if case == "in a run" else None
+    if case == "busy twin":
+        stand.queue.enqueue([good("x", account)])
+        assert len(stand.claim(8)) == 1
+    if case == "older one":
+        stand.enqueue_one("w", account)
+    at = datetime.now(UTC) + timedelta(hours=1) if case == "later" else None
+    number = stand.enqueue_one("x", account, run_id=run, scheduled_at=at)
+    if case == "gone":
+        assert len(stand.claim(8)) == 1
+    if case == "put back":
+        stand.queue.retry([(task, Retry("first", 0, "E")) for task in stand.claim(8)])
+    if case == "rerouted":
+        stand.queue.reroute(lambda *_: "elsewhere")
+    if case == "account bound":
+        stand.queue._read_gates(None)
+        stand.queue._concurrency[account] = 1
+
+    stand.queue._seats.clear()
+    stand.queue.announce(7, f"default\t-1\t{account}\t{number}")
+    tasks = stand.claim(7)
+
+    taken = {"gone": [], "busy twin": [], "later": []}.get(case, ["x"])
+    assert [task.entity_id for task in tasks] == taken
+    for task in tasks:
+        assert (task.attempts, task.worker, task.run_id) == (2 if case == "put back" else 1, 7, run)
+        assert 0 <= task.waited < 60
+        assert stand.queue.holders() == {7: 1}
+    if run:
+        assert stand.queue.progress(run)["processing"] == 1
+    assert stand.queue.release(tasks) == len(tasks)
+    if tasks:
+        assert sorted(task.entity_id for task in stand.claim(9)) == (["w", "x"] if case == "older one" else ["x"])
+
+
+@pytest.mark.parametrize("run", [None, uuid4()])
+def test_both_claims_leave_the_same_behind(stand: Stand, run: UUID | None) -> None:
+    """Of two accounts alike, one claimed by its lane and one as told, every index and every row is the same."""
+    found = []
+    for account, told in ((UUID(int=2), False), (UUID(int=3), True)):
+        number = stand.enqueue_one("x", account, run_id=run, priority=3)
+        stand.queue._seats.clear()
+        if told:
+            stand.queue.announce(7, f"default\t-3\t{account}\t{number}")
+        (task,) = stand.claim(7)
+        row = dict(stand.queue.find(task.id) or {})
+        for moment in ("id", "account_id", "created_at", "updated_at", "started_at", "scheduled_at"):
+            assert row.pop(moment)
+        redis: Any = stand.queue._scripts._one
+        keys = sorted(redis.scan_iter(f"queue:{{{account}}}:*"))
+        indexes = {
+            key.rpartition(b":")[2] if key.count(b":") == 2 else key.split(b":", 2)[2]:
+            redis.hgetall(key) if redis.type(key) == b"hash" else redis.dump(key)
+            for key in keys if not key.endswith(b":tasks")
+        }  # fmt: skip
+        found.append((row, indexes, replace(task, id=0, account_id=A, waited=0)))
+
+    assert found[0] == found[1]
+    assert found[0][0]["status"] == "processing"
+    assert b"busy" in found[0][1]
 
 
 @pytest.mark.parametrize("away", ["PostgreSQL", "Redis"])
@@ -326,7 +453,7 @@ def test_a_server_goes_while_a_claim_is_under_way(stand: Stand, monkeypatch: pyt
         raise QueueAway(f"{away} was away: test")
 
     with monkeypatch.context() as broken:
-        broken.setattr(stand.db, "fetch_quick", gone) if away == "PostgreSQL" else broken.setattr(
+        broken.setattr(stand.db, "fetch", gone) if away == "PostgreSQL" else broken.setattr(
             "worker.queues.scripts._read", gone
         )
         with pytest.raises(QueueAway):

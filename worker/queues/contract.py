@@ -117,6 +117,10 @@ class Queue(ABC):
         """Have `wake` called, from any thread, when something was enqueued there while a worker dozes. A driver that
         is heard of through the lease's connection need not do anything."""
 
+    def pauses_changed(self) -> None:  # noqa: B027
+        """Told after each pause and resume: a driver that remembers them has every process read them anew, before its
+        next claim; where Redis cannot be reached, with its next look, a second later."""
+
     @abstractmethod
     def doze(self, worker: int) -> None:
         """Say that this worker is about to sleep: from now on who enqueues wakes it. Look once more after it."""

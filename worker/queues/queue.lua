@@ -2,7 +2,8 @@
 -- a cluster keeps them on one master. The names and reasons are those of sql/queue.sql: change both.
 --
 -- KEYS are `queue:{account}`; ARGV[1] is the time (microseconds; empty: the server's), the rest is the script's own, and
--- all where a script does without the common part.
+-- all where a script does without the common part. A claim has a key more on a single server: what changes with the
+-- paused queues.
 -- Of an account there are: `tasks` (number -> record), `n` (the last number), `pending` and `busy` (thing to do ->
 -- number), `lanes` and one `lane:RANK:QUEUE` each (what is due, by number), `later` (what is not, by time),
 -- `wait:QUEUE` (all that is pending, by time), `completed` and `failed` (by time), `counts`, `runs`, `run:ID`
@@ -248,7 +249,7 @@ if due <= time then
     local lane = rank .. ':' .. queue
     call('ZADD', key .. 'lane:' .. lane, n, n)
     call('SADD', key .. 'lanes', lane)
-    call('PUBLISH', 'queue:wake', queue .. '\t' .. rank .. '\t' .. string.sub(key, 8, -3))
+    call('PUBLISH', 'queue:wake', queue .. '\t' .. rank .. '\t' .. string.sub(key, 8, -3) .. '\t' .. n)
 else
     call('ZADD', key .. 'later', when, n)
 end
@@ -283,7 +284,9 @@ return cjson.encode(found)
 
 -- name: claim
 -- Takes the next batch of a lane: tasks of one kind, the oldest first. A task whose twin is being processed waits.
+-- Nothing, not even an answer, once the word about the paused queues is another than the worker's (ARGV[6]).
 local name, worker, limit, concurrency = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+if KEYS[2] and (call('GET', KEYS[2]) or '') ~= ARGV[6] then return false end
 if concurrency and call('HLEN', P .. 'holders') - call('HEXISTS', P .. 'holders', worker) >= concurrency then
     return '[]'
 end
@@ -316,6 +319,40 @@ for i, t in ipairs(taken) do
 end
 flush()
 return cjson.encode(batch)
+
+-- name: claim_told
+-- `claim` for the one task a waiting worker has been told of, without the common part: ARGV is the task's number, its
+-- rank and queue, the worker, the account's bound and the word. '' where it is not as simple, which is left to `claim`.
+local call, key, n, rank, queue, worker = redis.call, KEYS[1] .. ':', ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if KEYS[2] and (call('GET', KEYS[2]) or '') ~= ARGV[6] then return false end
+local packed = ARGV[5] == '' and call('HGET', key .. 'tasks', n)
+if not packed then return '' end
+local t = cmsgpack.unpack(packed)
+local _, its, kind, entity, operation, priority, status, payload, attempts, most, rescues, run = unpack(t, 1, 12)
+if status ~= 'pending' or its ~= queue or t[15] ~= '' or rescues > 0 then return '' end
+local thing = kind .. '\0' .. entity .. '\0' .. operation
+if call('HEXISTS', key .. 'busy', thing) == 1 or call('ZREM', key .. 'lane:' .. rank .. ':' .. queue, n) == 0 then
+    return ''
+end
+local function sum(of, field, by)
+    if call('HINCRBY', key .. of, field, by) == 0 then call('HDEL', key .. of, field) end
+end
+call('HDEL', key .. 'pending', thing)
+call('ZREM', key .. 'wait:' .. queue, n)
+sum('counts', 'pending:' .. queue, -1)
+call('HSET', key .. 'busy', thing, n)
+sum('counts', 'processing:' .. queue, 1)
+sum('holders', worker, 1)
+if run ~= '' then
+    sum('runs', run .. ':pending', -1)
+    sum('runs', run .. ':processing', 1)
+end
+local clock = call('TIME')
+local time = clock[1] * 1e6 + clock[2]
+t[7], t[9], t[13], t[16], t[19], t[22] = 'processing', attempts + 1, tonumber(worker), '', time, time
+call('HSET', key .. 'tasks', n, cmsgpack.pack(t))
+return cjson.encode({{n, queue, kind, entity, operation, priority, payload, attempts + 1, most, run,
+                      (time - t[18]) / 1e6}})
 
 -- name: holdings
 -- What a worker holds, as [number, attempts].
@@ -649,3 +686,8 @@ return cjson.encode(found)
 local notes = cjson.decode(ARGV[2])
 for i = 1, #notes, 4000 do call('ZREM', P .. 'relayed', unpack(notes, i, math.min(i + 3999, #notes))) end
 return 0
+
+-- name: word
+-- The word about the paused queues, its only key, or a new one for it.
+if ARGV[1] ~= '' then redis.call('SET', KEYS[1], ARGV[1]) end
+return redis.call('GET', KEYS[1])

@@ -2,7 +2,8 @@
 
 A claim that ends with an effect is settled in PostgreSQL, in the effect's own transaction, and then in Redis:
 whatever dies in between, a rescue finds the settlement and goes on with it. Tasks enqueued in a transaction wait in
-`queue_outbox` for its commit. Workers, parked accounts and paused queues are PostgreSQL's too.
+`queue_outbox` for its commit. Workers, parked accounts and paused queues are PostgreSQL's too; of the pauses Redis
+has a word, which changes with them, so that a claim asks PostgreSQL only then.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain, islice
+from secrets import token_hex
 from typing import Any
 from uuid import UUID
 
 from worker.db import AWAY, Connection, Database, fetch, query
+from worker.errors import QueueAway
 from worker.queues.contract import VERBS, Effect, Ended
 from worker.queues.database import MAX_RESCUES, lock_dead_workers
 from worker.queues.directed import Directed
@@ -54,8 +57,8 @@ class RedisQueue(Directed, RedisRecords):
         self._parked: set[UUID] = set()
         self._concurrency: dict[UUID, int] = {}
         self._paused: list[str] = []
-        self._barred: list[str] = []
-        """As the last claim was told, apart from what a look leaves out: of a resume it hears at once."""
+        self._word: str | None = None
+        """The word under which they were read; None when they are to be read anew."""
         self._hosts: dict[int, str] = {}
         self._settled: dict[int, set[int]] = {}
         self._sweep_at = float("-inf")
@@ -192,10 +195,11 @@ class RedisQueue(Directed, RedisRecords):
     def _read_gates(self, now: datetime | None) -> None:
         """Which accounts and queues are closed, and what accounts there are."""
         if now is None and self._clock() < self._gates_at + _GATES:
+            if self._paused:  # perhaps no longer
+                self._read_pauses(now)
             return
-        with self._db.connection() as conn:
-            rows = fetch(conn, "gates", known=self._known, now=now)
-            self._paused = [row["queue"] for row in fetch(conn, "pauses", now=now)]
+        rows = self._db.fetch("gates", known=self._known, now=now)
+        self._read_pauses(now)
         self._shards.learn(rows)
         # A number drawn earlier may be committed later: look a little further back.
         self._known = max([self._known, *(row["number"] - 1_000 for row in rows)])
@@ -204,7 +208,6 @@ class RedisQueue(Directed, RedisRecords):
         self._gates_at = self._clock()
 
     def _take(self, lane: Lane, worker: int, limit: int, now: datetime | None) -> tuple[Task, ...]:
-        """PostgreSQL is asked for the pauses while Redis is at it; what comes from a paused queue goes back."""
         account, concurrency = lane.account_id, lane.concurrency
         if lane.announced:
             self._shards.number([account])
@@ -212,27 +215,44 @@ class RedisQueue(Directed, RedisRecords):
             if account in self._parked:
                 return ()
             concurrency = self._concurrency.get(account)
-        if listens(self._barred, lane.queue) and self._is_paused(lane.queue, now):
-            return ()
+        bound = concurrency or ""
+        taken = ""
+        if lane.task:
+            taken = self._take_if_open(
+                lane, now, "claim_told", account, lane.task, lane.rank, lane.queue, worker, bound
+            )
+        if not taken:
+            at = time_of(now)
+            taken = self._take_if_open(
+                lane, now, "claim", account, at, f"{lane.rank}:{lane.queue}", worker, limit, bound
+            )
         first = self._shards.first(account)
-        self._barred = ["*"]  # as long as it is not known
-        claim = self._scripts.ask(
-            "claim", account, time_of(now), f"{lane.rank}:{lane.queue}", worker, limit, concurrency or ""
-        )
-        try:
-            paused = self._is_paused(lane.queue, now)
-        finally:
-            taken = json.loads(claim())
-        tasks = tuple([_task(first, account, worker, row) for row in taken])
-        if paused:
-            self.release(tasks)
-            return ()
-        return tasks
+        return tuple([_task(first, account, worker, row) for row in json.loads(taken)])
 
-    def _is_paused(self, queue: str, now: datetime | None) -> bool:
-        rows = self._db.fetch_quick("pauses", now=now.isoformat() if now else None)
-        self._barred = [(name or b"").decode() for name, *_ in rows]
-        return listens(self._barred, queue)
+    def _take_if_open(self, lane: Lane, now: datetime | None, script: str, *values: Any) -> Any:
+        """The script's answer; '[]' while the lane's queue is paused, of which also the next claim is to hear."""
+        while True:
+            if now is not None or self._word is None or listens(self._paused, lane.queue):
+                self._read_pauses(now)
+            if listens(self._paused, lane.queue):
+                return "[]"
+            word, self._word = self._word or "", None  # also where no answer comes: who knows what passes meanwhile
+            answer = self._scripts.run_while(word, script, *values)
+            if answer is not None:
+                self._word = word
+                return answer
+
+    def _read_pauses(self, now: datetime | None) -> None:
+        """The word goes first: a pause that this reading misses changes it."""
+        word = self._scripts.word()
+        self._paused = [row["queue"] for row in self._db.fetch("pauses", now=now)]
+        self._word = word
+
+    def pauses_changed(self) -> None:
+        try:
+            self._scripts.word(token_hex(8))
+        except QueueAway as error:
+            emit("redis.wait", level="warning", reason=f"{error}; workers see what is paused at their next look")
 
     def _hand_back(self, worker: int, lane: Lane) -> None:
         claims = json.loads(self._scripts.run("holdings", lane.account_id, "", worker)) or []

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
@@ -50,7 +50,9 @@ _AWAY = (
 )  # fmt: skip
 _PASSING = ("MISCONF ", "NOREPLICAS ")
 """What Redis's answer begins with when it takes no writes for now; it has written nothing then."""
-_ALONE = ("enqueue_one",)
+_PAUSES = "queue:pauses"
+"""A word, another one after each change of the paused queues. In a cluster one master has it, for all."""
+_ALONE = ("enqueue_one", "claim_told", "word")
 """Scripts that do without the common part."""
 _AT_ONCE = 200
 """Accounts that one script looks through."""
@@ -77,23 +79,21 @@ class Scripts:
 
     def run(self, name: str, account: UUID, *values: Any) -> Any:
         """The script's answer for that account."""
-        return self.ask(name, account, *values)()
-
-    def ask(self, name: str, account: UUID, *values: Any) -> Callable[[], Any]:
-        """Send the script on its way; what is returned waits for its answer, once."""
-        call = name, [key_of(account)], values
-        if self._connected() or self._one is None:
-            return lambda: self._all([call])[0]
-        exchange = self._exchange(self._one.connection_pool, [self._command(call)])
-        next(exchange)
-
-        def answer() -> Any:
-            (said,) = next(exchange)
-            if isinstance(said, (NoScriptError, *_ELSEWHERE)):
-                (said,) = self._all([call])
-            return _said(said)
-
+        (answer,) = self._all([(name, [key_of(account)], values)])
         return answer
+
+    def run_while(self, word: str, name: str, account: UUID, *values: Any) -> Any:
+        """The same as long as that is still the word about the paused queues; else None, and nothing is done. The
+        script itself looks, but for a cluster, whose masters do not see each other's keys: there it is read first."""
+        if self._connected():
+            return self.run(name, account, *values, word) if self.word() == word else None
+        (answer,) = self._all([(name, [key_of(account), _PAUSES], (*values, word))])
+        return answer
+
+    def word(self, new: str = "") -> str:
+        """The word about the paused queues, empty if there was none yet; or make it this one."""
+        (answer,) = self._all([("word", [_PAUSES], [new])])
+        return str((answer or b"").decode())
 
     def run_all(self, calls: Sequence[tuple[str, UUID, Sequence[Any]]]) -> list[Any]:
         """The answers of (script, account, values), all sent before the first is read."""
@@ -183,13 +183,8 @@ class Scripts:
         return answers
 
     def _told(self, pool: ConnectionPool, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        exchange = self._exchange(pool, commands)
-        next(exchange)
-        return next(exchange)
-
-    def _exchange(self, pool: ConnectionPool, commands: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
-        """Send, as the first step, then have what the server says to each, errors of its own included. Without the
-        client's own repetitions, since most transitions may not be repeated blindly."""
+        """What the server says to each, errors of its own included. Without the client's own repetitions, since most
+        transitions may not be repeated blindly."""
         try:
             connection = self._borrow(pool)
         except _AWAY as error:
@@ -198,9 +193,8 @@ class Scripts:
         try:
             # What redis-py does around hiredis costs twice as much as this.
             connection.send_packed_command([b"".join(map(pack_command, commands))])
-            yield []
             answers = [_read(connection) for _ in commands]
-        except BaseException as error:  # also where nobody comes for the answers
+        except BaseException as error:
             connection.disconnect()
             pool.release(connection)
             if isinstance(error, _AWAY):
@@ -208,7 +202,7 @@ class Scripts:
                 raise QueueAway(f"Redis is away: {error}") from error
             raise
         self._warm[pool].append((connection, time.monotonic()))
-        yield answers
+        return answers
 
     def _borrow(self, pool: ConnectionPool) -> Any:
         """A connection that was in use a moment ago, else one of the pool, which makes sure first that it is still
