@@ -6,8 +6,7 @@ Events are named `thing.verb`, with the same verb as the function that causes th
 
 from __future__ import annotations
 
-import logging
-import logging.handlers
+import os
 import re
 import sys
 import threading
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import accumulate
 from pathlib import Path
+from traceback import format_exception
 from types import MappingProxyType
 from typing import Any
 
@@ -101,8 +101,6 @@ WAIT_SECONDS = Histogram(
 COUNTED = (EVENTS, TASKS, BATCH_SECONDS, WAIT_SECONDS)
 """What every process counts; `metrics` adds it up."""
 
-_LOG = logging.getLogger("moysklad_worker")
-_SYNC = logging.getLogger("moysklad_worker.sync")
 _CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("context", default=MappingProxyType({}))
 _SECRET = re.compile(
     r"""(?i)((?:bearer|basic)\s+|(?:token|password|secret|app_key)["']?\s*[=:]\s*)"""
@@ -114,24 +112,80 @@ _ODD = re.compile(r"[\s\"'=]")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
+class Log:
+    """Lines to a file, which is reopened when logrotate has moved it, and to stderr.
+
+    Not logging's: between its claim and its start a task would wait for it longer than for its line itself.
+    """
+
+    def __init__(self, file: Path | None = None, *, console: bool = True, level: str = "warning") -> None:
+        """Raises OSError when the file cannot be written."""
+        self._file, self._console = file, console
+        self.level = _LEVELS[level]
+        self._lock = threading.Lock()
+        self._second, self._stamp = -1, ""
+        self._number = -1
+        self._place: tuple[int, int] | None = None
+        if file:
+            self._open(file)
+
+    def write(self, level: str, text: str) -> None:
+        """Add one line; to stderr where the file cannot be written just now."""
+        now = time.time()
+        with self._lock:
+            second = int(now)
+            if second != self._second:
+                self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+                self._second = second
+            line = f"{self._stamp}.{int(now % 1 * 1000):03d}Z {level.upper()} {text}\n"
+            told = self._file is not None and self._add(self._file, line)
+        if self._console or not told:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    def _add(self, file: Path, line: str) -> bool:
+        try:
+            if self._place != self._place_of(file):
+                self.close()
+                self._open(file)
+            data = line.encode("utf-8", "backslashreplace")
+            return os.write(self._number, data) == len(data)  # at once: other processes add to it as well
+        except OSError:
+            return False
+
+    def _open(self, file: Path) -> None:
+        self._number = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._place = self._place_of(file)
+
+    @staticmethod
+    def _place_of(file: Path) -> tuple[int, int] | None:
+        try:
+            found = os.stat(file)  # noqa: PTH116 - a hot path
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._number >= 0:
+            os.close(self._number)
+        self._number, self._place = -1, None
+
+
+_LOGS = {"worker": Log(), "sync": Log()}
+"""Until `configure`, warnings go to stderr."""
+
+
 def configure(settings: Settings, *, console: bool) -> None:
-    """Send events to LOG_DIR/worker.log, requests to LOG_DIR/sync.log, and to stderr when `console`.
+    """Send events to LOG_DIR/worker.log, requests to LOG_DIR/sync.log, and events to stderr when `console`.
 
     The files are reopened when logrotate moves them. Raises OSError when LOG_DIR cannot be written.
     """
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line tells of them
     settings.LOG_DIR.mkdir(parents=True, exist_ok=True)
-    for logger, name in ((_LOG, "worker.log"), (_SYNC, "sync.log")):
-        handlers: list[logging.Handler] = [_file(settings.LOG_DIR / name)]
-        if console and logger is _LOG:
-            handlers.append(logging.StreamHandler(sys.stderr))
-        for handler in handlers:
-            handler.setFormatter(_Line())
-        for old in logger.handlers:
-            old.close()
-        logger.handlers = handlers
-        logger.propagate = False
-        logger.setLevel(_LEVELS[settings.LOG_LEVEL])
+    for name, told in (("worker", console), ("sync", False)):
+        log = Log(settings.LOG_DIR / f"{name}.log", console=told, level=settings.LOG_LEVEL)
+        _LOGS[name].close()
+        _LOGS[name] = log
 
 
 def emit(event: str, *, level: str = "info", error: BaseException | None = None, **fields: Any) -> None:
@@ -141,13 +195,13 @@ def emit(event: str, *, level: str = "info", error: BaseException | None = None,
     if around:
         fields = {**around, **fields}
     _count(event, fields)
-    _write(_LOG, event, level, error, fields)
+    _write(_LOGS["worker"], event, level, error, fields)
 
 
 def emit_request(event: str, **fields: Any) -> None:
     """The same for REQUEST and RESPONSE lines, which go to sync.log."""
     EVENTS.add(1, event, "info")
-    _write(_SYNC, event, "info", None, {**_CONTEXT.get(), **fields})
+    _write(_LOGS["sync"], event, "info", None, {**_CONTEXT.get(), **fields})
 
 
 @contextmanager
@@ -177,41 +231,15 @@ def _count(event: str, fields: Mapping[str, Any]) -> None:
         BATCH_SECONDS.add(fields["seconds"], fields.get("kind", ""))
 
 
-def _write(
-    logger: logging.Logger, event: str, level: str, error: BaseException | None, fields: dict[str, Any]
-) -> None:
-    number = _LEVELS[level]
-    if logger.isEnabledFor(number):
-        words = [event, *(f"{name}={_value(value)}" for name, value in fields.items())]
-        text = redact(" ".join(words))
-        cause = (type(error), error, error.__traceback__) if error else None
-        # As `logger.log` would, without a look at who has called.
-        logger.handle(logging.LogRecord(logger.name, number, "", 0, text, None, cause))
+def _write(log: Log, event: str, level: str, error: BaseException | None, fields: Mapping[str, Any]) -> None:
+    if _LEVELS[level] < log.level:
+        return
+    text = redact(" ".join([event, *[f"{name}={_value(value)}" for name, value in fields.items()]]))
+    if error:
+        text = f"{text}\n{redact(''.join(format_exception(error)).rstrip())}"
+    log.write(level, text)
 
 
 def _value(value: Any) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return repr(text) if not text or _ODD.search(text) else text
-
-
-def _file(path: Path) -> logging.Handler:
-    return logging.handlers.WatchedFileHandler(path, encoding="utf-8")
-
-
-class _Line(logging.Formatter):
-    """A record as one line, with its traceback below: half of what the library's own way costs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._second, self._stamp = -1, ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
-        if second != self._second:
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._second = second
-        line = f"{self._stamp}.{int(record.msecs):03d}Z {record.levelname} {record.msg}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
-        return redact(super().formatException(ei))
