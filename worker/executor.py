@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 MAX_DELAY = 900.0
 """Seconds; the longest wait before a retry."""
 _DATABASE_WAIT = 1.0
+_MAIN = threading.main_thread().ident
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,10 @@ class Executor:
         self.deadline = float("inf")
         """When the running handler's time is over, on `clock`; read by the watchdog. Recording has none: it waits
         for PostgreSQL."""
-        self._inside = False
-        self._hurry = False
+        self.keeps_alarm = False
+        """Whether `alarm` handles SIGALRM all the time: else it is put in place for each step."""
+        self._inside = self._armed = self._hurry = False
+        self._alarm_before: Any = None
         self._began = 0.0
 
     def execute(self, batch: Batch) -> Tally:
@@ -148,10 +150,13 @@ class Executor:
             try:
                 if self._stopping():
                     raise Interrupted("the worker is stopping")
-                with self._interruptible(until), _time_limit(until - self._clock()):
+                try:
+                    self._enter(until)
                     if work is None:
                         work = self._handler(batch)(ctx, batch.tasks)
                     settlement = next(work, None)
+                finally:
+                    self._leave()
                 if settlement is None:
                     raise Retryable("the handler ended without an outcome for this task")
             except (Exception, Interrupted) as error:
@@ -173,15 +178,35 @@ class Executor:
             self._inside = False
             raise Interrupted("told to stop at once")
 
-    @contextmanager
-    def _interruptible(self, until: float) -> Iterator[None]:
-        try:
-            self._inside = True
-            self.deadline = until
-            yield
-        finally:
+    def alarm(self, *_: object) -> None:
+        """The handler of SIGALRM: the running step has taken all its time. May raise TimedOut."""
+        if self._inside:
             self._inside = False
-            self.deadline = float("inf")
+            raise TimedOut("time is over")
+
+    def _enter(self, until: float) -> None:
+        """From here to `_leave` a step may be interrupted, and is when its time is over; only the main thread can be.
+        Not a context manager: these are slow, while a task waits, and may be left without their end by a signal."""
+        seconds = until - self._clock()
+        if seconds <= 0:
+            raise TimedOut("no time left")
+        self._inside = True
+        self.deadline = until
+        if seconds != float("inf") and threading.get_ident() == _MAIN:
+            if not self.keeps_alarm:
+                self._alarm_before = signal.signal(signal.SIGALRM, self.alarm)
+            self._armed = True
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _leave(self) -> None:
+        self._inside = False
+        self.deadline = float("inf")
+        if self._armed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._armed = False
+        if self._alarm_before is not None:
+            signal.signal(signal.SIGALRM, self._alarm_before)
+            self._alarm_before = None
 
     def _handler(self, batch: Batch) -> Handler:
         handler = self._handlers().get(batch.kind)
@@ -276,24 +301,3 @@ def _reason(settlement: Settlement, name: str) -> dict[str, Any]:
         if attribute and hasattr(ended.outcome, attribute):
             return {"reason": str(getattr(ended.outcome, attribute))[:300]}
     return {}
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimedOut inside the block when it takes longer; only the main thread can be interrupted so."""
-    if seconds == float("inf") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    if seconds <= 0:
-        raise TimedOut("no time left")
-
-    def interrupt(*_: object) -> None:
-        raise TimedOut("time is over")
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
