@@ -9,7 +9,6 @@ worker polls.
 from __future__ import annotations
 
 import os
-import queue as stdlib_queue
 import random
 import select
 import socket
@@ -23,6 +22,7 @@ from worker.memory import rss_mb
 from worker.queues.database import LOCK_CLASS
 from worker.queues.routing import like, listens
 from worker.telemetry import emit
+from worker.wake import Wake
 
 _WATCH = 1.0
 """Seconds between two calls of `watch`."""
@@ -38,8 +38,7 @@ worker hears of what was put back, less than 15."""
 class Lease:
     """Keeps this process known as alive between `start` and `stop`.
 
-    `wake.get(timeout)` returns early when tasks were enqueued or `wake.put` was called: a SimpleQueue,
-    because signal handlers may put into it.
+    `wake.get(timeout)` returns early when tasks were enqueued or `wake.put` was called.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Lease:
         self._ready = threading.Event()
         self._nudge, self._nudged = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
-        self.wake: stdlib_queue.SimpleQueue[str] = stdlib_queue.SimpleQueue()
+        self.wake = Wake()
         self.worker = 0
         """The id others know this process by; a new one when it was given up for dead meanwhile."""
         self.hears = True

@@ -109,11 +109,17 @@ class Loop:
         options = self._options
         began = self._clock()
         over = began + options.max_time * self._rng.uniform(1, 1.1) if options.max_time else float("inf")
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+            signal.SIGTERM: self._on_signal,
+            signal.SIGINT: self._on_signal,
+            signal.SIGALRM: self._executor.alarm,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        self._executor.keeps_alarm = True
         try:
             if not self._lease.start(give_up=lambda: self._signals > 0):
                 return EXIT_OK
-            self._queue.listen(options.queues, self._lease.wake.put)
+            self._queue.listen(options.queues, self._lease.wake)
             emit("worker.start", queues=",".join(options.queues), pid=os.getpid())
             reason, code = self._work(began, over)
             emit("worker.stop", reason=reason, done=self.done, failed=self.failed)

@@ -303,6 +303,7 @@ class Rig:
             conn.execute("delete from paused_queues where name = %s", [name])
             conn.execute("insert into paused_queues (pattern, name, until) values (%s, %s, %s)",
                          [name.replace("*", "%"), name, until])  # fmt: skip
+        self.queue.pauses_changed()
 
     def bound(self, account: UUID, workers: int | None) -> None:
         """So many workers may serve the account at once."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from queue import Empty
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,6 +27,7 @@ from worker.queues import Ended
 from worker.queues.redis import RedisQueue
 from worker.settings import Settings
 from worker.task import Batch, Complete, NewTask, Outcome, Retry, Snooze, SyncGoods, Task
+from worker.wake import Wake
 
 A, MAIN = UUID(int=1), UUID(int=99)
 
@@ -358,12 +360,16 @@ def test_pauses_are_read_anew_where_redis_may_have_missed_one(
     stand.queue.enqueue([good("x")])
     stand.claim(7)
     told = Pauses(stand.db, lambda: None)
+
+    def gone(_: Any) -> Any:
+        raise ConnectionError("gone")
+
     if change == "FLUSHALL":
         one: Any = stand.queue._scripts._one
         one.flushall()
     else:
         with monkeypatch.context() as broken:
-            broken.setattr("worker.queues.scripts._read", lambda _: (_ for _ in ()).throw(ConnectionError("gone")))
+            broken.setattr("worker.queues.scripts._Line.answer", gone)
             stand.queue.announce(7, f"default\t-1\t{A}\t1")
             with pytest.raises(QueueAway):
                 stand.claim(7)
@@ -443,6 +449,41 @@ def test_both_claims_leave_the_same_behind(stand: Stand, run: UUID | None) -> No
     assert b"busy" in found[0][1]
 
 
+def test_a_dozing_worker_hears_for_itself(stand: Stand) -> None:
+    """Of what it listens to, with the task's number; roused it hears no more, dozing again it does."""
+    wake = Wake()
+    stand.queue.listen(["def*"], wake)
+    with pytest.raises(Empty):
+        wake.get(timeout=0)
+    for _ in range(2):
+        stand.queue.doze(7)
+        number = stand.enqueue_one("x")
+        assert wake.get(timeout=60) == f"default\t-1\t{A}\t{number}"
+        other = RedisQueue(stand.db, stand.url, lambda *_: "elsewhere")
+        other.enqueue([good("y")])
+        stand.queue.rouse(7)
+        stand.enqueue_one("z")
+        with pytest.raises(Empty):
+            wake.get(timeout=0.05)
+        stand.queue._scripts._one.flushdb()  # type: ignore[union-attr]
+
+
+def test_a_subscription_that_ends_is_made_anew(stand: Stand, redis_server: RedisServer) -> None:
+    """The worker is woken, and hears again from its next look on."""
+    wake = Wake()
+    stand.queue.listen(["*"], wake)
+    stand.queue.doze(7)
+    redis_server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+
+    stand.queue.announce(7, wake.get(timeout=60))
+    stand.enqueue_one("before the look")
+    assert [task.entity_id for task in stand.claim(7)] == ["before the look"]
+    assert stand.claim(7) == []
+    number = stand.enqueue_one("x")
+
+    assert wake.get(timeout=60) == f"default\t-1\t{A}\t{number}"
+
+
 @pytest.mark.parametrize("away", ["PostgreSQL", "Redis"])
 def test_a_server_goes_while_a_claim_is_under_way(stand: Stand, monkeypatch: pytest.MonkeyPatch, away: str) -> None:
     """Whichever it is, no task is lost, none has an attempt more, and every connection is there for the next."""
@@ -454,7 +495,7 @@ def test_a_server_goes_while_a_claim_is_under_way(stand: Stand, monkeypatch: pyt
 
     with monkeypatch.context() as broken:
         broken.setattr(stand.db, "fetch", gone) if away == "PostgreSQL" else broken.setattr(
-            "worker.queues.scripts._read", gone
+            "worker.queues.scripts._Line.answer", gone
         )
         with pytest.raises(QueueAway):
             stand.queue.claim(["*"], 7, limit=2)

@@ -13,6 +13,7 @@ from uuid import UUID
 from worker.db import Connection
 from worker.queues.routing import Route
 from worker.task import Batch, Complete, Fail, NewTask, Outcome, Release, Retry, Snooze, Task
+from worker.wake import Wake
 
 Effect = Callable[[Connection, set[int]], None]
 """`effect(connection, owned)` writes what belongs to the ends of tasks; `owned` are the ids still ours, the only
@@ -113,9 +114,9 @@ class Queue(ABC):
     def announce(self, worker: int, news: str) -> None:  # noqa: B027 - a driver may do without
         """Tell what woke this worker, so that its next claim may go straight there."""
 
-    def listen(self, queues: Sequence[str], wake: Callable[[str], None]) -> None:  # noqa: B027
-        """Have `wake` called, from any thread, when something was enqueued there while a worker dozes. A driver that
-        is heard of through the lease's connection need not do anything."""
+    def listen(self, queues: Sequence[str], wake: Wake) -> None:  # noqa: B027
+        """Have `wake` tell what is enqueued there while the worker dozes. A driver that is heard of through the
+        lease's connection need not do anything."""
 
     def pauses_changed(self) -> None:  # noqa: B027
         """Told after each pause and resume: a driver that remembers them has every process read them anew, before its

@@ -322,17 +322,18 @@ return cjson.encode(batch)
 
 -- name: claim_told
 -- `claim` for the one task a waiting worker has been told of, without the common part: ARGV is the task's number, its
--- rank and queue, the worker, the account's bound and the word. '' where it is not as simple, which is left to `claim`.
+-- rank and queue, the worker, the account's bound and the word. Says what `claim` would of it but for the queue, not as
+-- JSON, and the time it waited in microseconds; nothing at all where it is not as simple, which is left to `claim`.
 local call, key, n, rank, queue, worker = redis.call, KEYS[1] .. ':', ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if KEYS[2] and (call('GET', KEYS[2]) or '') ~= ARGV[6] then return false end
 local packed = ARGV[5] == '' and call('HGET', key .. 'tasks', n)
-if not packed then return '' end
+if not packed then return {} end
 local t = cmsgpack.unpack(packed)
 local _, its, kind, entity, operation, priority, status, payload, attempts, most, rescues, run = unpack(t, 1, 12)
-if status ~= 'pending' or its ~= queue or t[15] ~= '' or rescues > 0 then return '' end
+if status ~= 'pending' or its ~= queue or t[15] ~= '' or rescues > 0 then return {} end
 local thing = kind .. '\0' .. entity .. '\0' .. operation
 if call('HEXISTS', key .. 'busy', thing) == 1 or call('ZREM', key .. 'lane:' .. rank .. ':' .. queue, n) == 0 then
-    return ''
+    return {}
 end
 local function sum(of, field, by)
     if call('HINCRBY', key .. of, field, by) == 0 then call('HDEL', key .. of, field) end
@@ -351,8 +352,7 @@ local clock = call('TIME')
 local time = clock[1] * 1e6 + clock[2]
 t[7], t[9], t[13], t[16], t[19], t[22] = 'processing', attempts + 1, tonumber(worker), '', time, time
 call('HSET', key .. 'tasks', n, cmsgpack.pack(t))
-return cjson.encode({{n, queue, kind, entity, operation, priority, payload, attempts + 1, most, run,
-                      (time - t[18]) / 1e6}})
+return {n, kind, entity, operation, priority, payload, attempts + 1, most, run, time - t[18]}
 
 -- name: holdings
 -- What a worker holds, as [number, attempts].

@@ -9,7 +9,6 @@ has a word, which changes with them, so that a claim asks PostgreSQL only then.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,9 +28,11 @@ from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
 from worker.queues.records import RedisRecords
 from worker.queues.routing import Route, listens
+from worker.queues.scripts import Ear
 from worker.queues.shards import AT_ONCE, time_of, to_micros
 from worker.task import Complete, Fail, NewTask, Outcome, Release, Retry, Snooze, Task, to_json
 from worker.telemetry import emit
+from worker.wake import Wake
 
 _OUTBOX_AT_ONCE = 2_000
 _SWEEP = 10.0
@@ -62,11 +63,11 @@ class RedisQueue(Directed, RedisRecords):
         self._hosts: dict[int, str] = {}
         self._settled: dict[int, set[int]] = {}
         self._sweep_at = float("-inf")
-        self._wake: Callable[[str], None] = lambda _: None
-        self._asleep = threading.Event()
-        self._listener: threading.Thread | None = None
-        self._ready = threading.Event()
+        self._wake = Wake()
         self._queues: Sequence[str] = ("*",)
+        self._dozing = False
+        self._ear: Ear | None = None
+        self._unwatch: Callable[[], None] = lambda: None
 
     # Enqueue
 
@@ -177,6 +178,8 @@ class RedisQueue(Directed, RedisRecords):
     # Claim
 
     def _look(self, queues: Sequence[str], now: datetime | None) -> list[Lane]:
+        if self._dozing:
+            self._subscribe()
         self._read_gates(now)
         found = []
         accounts = [account for account in self._shards.known() if account not in self._parked]
@@ -216,26 +219,28 @@ class RedisQueue(Directed, RedisRecords):
                 return ()
             concurrency = self._concurrency.get(account)
         bound = concurrency or ""
-        taken = ""
         if lane.task:
-            taken = self._take_if_open(
+            told = self._take_if_open(
                 lane, now, "claim_told", account, lane.task, lane.rank, lane.queue, worker, bound
             )
-        if not taken:
-            at = time_of(now)
-            taken = self._take_if_open(
-                lane, now, "claim", account, at, f"{lane.rank}:{lane.queue}", worker, limit, bound
-            )
+            if told is None:
+                return ()
+            if told:
+                return (_told_task(self._shards.first(account), lane.queue, account, worker, told),)
+        at = time_of(now)
+        taken = self._take_if_open(lane, now, "claim", account, at, f"{lane.rank}:{lane.queue}", worker, limit, bound)
+        if taken is None:
+            return ()
         first = self._shards.first(account)
         return tuple([_task(first, account, worker, row) for row in json.loads(taken)])
 
     def _take_if_open(self, lane: Lane, now: datetime | None, script: str, *values: Any) -> Any:
-        """The script's answer; '[]' while the lane's queue is paused, of which also the next claim is to hear."""
+        """The script's answer; None while the lane's queue is paused."""
         while True:
             if now is not None or self._word is None or listens(self._paused, lane.queue):
                 self._read_pauses(now)
             if listens(self._paused, lane.queue):
-                return "[]"
+                return None
             word, self._word = self._word or "", None  # also where no answer comes: who knows what passes meanwhile
             answer = self._scripts.run_while(word, script, *values)
             if answer is not None:
@@ -347,36 +352,41 @@ class RedisQueue(Directed, RedisRecords):
 
     # Sleep
 
-    def listen(self, queues: Sequence[str], wake: Callable[[str], None]) -> None:
+    def listen(self, queues: Sequence[str], wake: Wake) -> None:
         self._queues, self._wake = queues, wake
 
     def doze(self, worker: int) -> None:
-        self._asleep.set()
-        if self._listener is None or not self._listener.is_alive():
-            self._ready.clear()
-            self._listener = threading.Thread(target=self._hear, name="redis-wake", daemon=True)
-            self._listener.start()
-        self._ready.wait(1)
+        self._dozing = True
+        self._subscribe()
 
     def rouse(self, worker: int) -> None:
-        self._asleep.clear()
+        self._dozing = False
+        self._unsubscribe()
 
-    def _hear(self) -> None:
-        """Thread: while the worker sleeps, wake it when something is enqueued that it listens to."""
+    def _subscribe(self) -> None:
+        if self._ear is None:
+            self._ear = self._scripts.subscribe()
+            self._unwatch = self._wake.watch(self._ear.number, self._hear)
 
-        def heard(news: str) -> None:
-            if listens(self._queues, news.partition("\t")[0]):
-                self._wake(news)
+    def _unsubscribe(self) -> None:
+        if self._ear is not None:
+            self._unwatch()
+            self._ear.close()
+            self._ear = None
 
-        while self._asleep.is_set():
-            try:
-                self._scripts.listen(self._asleep, self._ready, heard)
-            except Exception as error:  # polling goes on; whatever it is, a worker must not become deaf
-                emit("redis.wait", level="warning", reason=str(error))
-                time.sleep(0.5)
+    def _hear(self) -> list[str]:
+        """What was enqueued that the worker listens to. Where Redis is gone, the next look subscribes anew."""
+        assert self._ear is not None
+        try:
+            heard = self._ear.hear()
+        except Exception as error:  # whatever it is, a worker must not become deaf
+            emit("redis.wait", level="warning", reason=str(error))
+            self._unsubscribe()
+            return ["gone"]
+        return [news for news in heard if listens(self._queues, news.partition("\t")[0])]
 
     def close(self) -> None:
-        self._asleep.clear()
+        self._unsubscribe()
         self._scripts.close()
 
     # Rescue
@@ -461,6 +471,15 @@ def _task(first: int, account: UUID, worker: int, row: Sequence[Any]) -> Task:
     return Task(
         first + int(n), queue, account, entity_type, entity_id, operation, priority, payload, attempts, most or None,
         run_id, worker, waited,
+    )  # fmt: skip
+
+
+def _told_task(first: int, queue: str, account: UUID, worker: int, row: Sequence[Any]) -> Task:
+    """A task as the script `claim_told` tells it."""
+    n, entity_type, entity_id, operation, priority, payload, attempts, most, run, waited = row
+    return Task(
+        first + int(n), queue, account, entity_type.decode(), entity_id.decode(), operation.decode(), priority,
+        payload.decode(), attempts, most or None, UUID(run.decode()) if run else None, worker, waited / 1e6,
     )  # fmt: skip
 
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
+from ssl import SSLWantReadError
 from typing import Any
 from uuid import UUID
 
-from hiredis import pack_command
+from hiredis import PushNotification, Reader, pack_command
 from redis import Redis
 from redis.cluster import RedisCluster
-from redis.connection import ConnectionPool
+from redis.connection import ConnectionPool, DefaultParser
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
@@ -43,6 +44,7 @@ from worker.telemetry import emit
 WAKE = "queue:wake"
 """The channel on which queues are named that have something new."""
 
+_SUBSCRIBE: Any = ("SUBSCRIBE", WAKE)
 _ELSEWHERE = (MovedError, ReadOnlyError)
 _AWAY = (
     ConnectionError, TimeoutError, OSError, BusyLoadingError, ClusterDownError, MasterDownError, AskError,
@@ -75,24 +77,22 @@ class Scripts:
         self._lock = threading.Lock()
         self._one: Redis | None = None
         self._cluster: RedisCluster | None = None
-        self._warm: defaultdict[ConnectionPool, list[tuple[Any, float]]] = defaultdict(list)
+        self._warm: defaultdict[ConnectionPool, list[tuple[_Line, float]]] = defaultdict(list)
 
     def run(self, name: str, account: UUID, *values: Any) -> Any:
         """The script's answer for that account."""
-        (answer,) = self._all([(name, [key_of(account)], values)])
-        return answer
+        return self._ask((name, [key_of(account)], values))
 
     def run_while(self, word: str, name: str, account: UUID, *values: Any) -> Any:
         """The same as long as that is still the word about the paused queues; else None, and nothing is done. The
         script itself looks, but for a cluster, whose masters do not see each other's keys: there it is read first."""
         if self._connected():
             return self.run(name, account, *values, word) if self.word() == word else None
-        (answer,) = self._all([(name, [key_of(account), _PAUSES], (*values, word))])
-        return answer
+        return self._ask((name, [key_of(account), _PAUSES], (*values, word)))
 
     def word(self, new: str = "") -> str:
         """The word about the paused queues, empty if there was none yet; or make it this one."""
-        (answer,) = self._all([("word", [_PAUSES], [new])])
+        answer = self._ask(("word", [_PAUSES], [new]))
         return str((answer or b"").decode())
 
     def run_all(self, calls: Sequence[tuple[str, UUID, Sequence[Any]]]) -> list[Any]:
@@ -105,24 +105,13 @@ class Scripts:
         keys = [key_of(account) for account in accounts]
         return self._all([(name, keys[n : n + size], values) for n in range(0, len(keys), size)])
 
-    def listen(self, asleep: threading.Event, ready: threading.Event, heard: Callable[[str], None]) -> None:
-        """Hear of queues that have something new, as long as `asleep`; `ready` is set once that is sure. A task waits
-        for this: redis-py's own PubSub would take twice as long."""
+    def subscribe(self) -> Ear:
+        """Hear of queues that have something new, from now on."""
         self._connected()
-        pool = self._pool(WAKE)
-        connection: Any = pool.get_connection()
         try:
-            connection.send_command("SUBSCRIBE", WAKE)
-            while asleep.is_set():
-                if connection.can_read(timeout=1):
-                    kind, _, said = connection.read_response(push_request=True)
-                    if kind == b"message":
-                        heard(said.decode())
-                    else:
-                        ready.set()
-        finally:
-            connection.disconnect()
-            pool.release(connection)
+            return Ear(self._pool(WAKE))
+        except _AWAY as error:
+            raise QueueAway(f"Redis is away: {error}") from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -147,6 +136,15 @@ class Scripts:
             except _AWAY as error:
                 raise QueueAway(f"Redis is away: {error}") from error
         return self._cluster is not None
+
+    def _ask(self, call: _Call) -> Any:
+        """Its answer, by the short way where there is one server: a task may be waiting for it."""
+        if not self._connected() and self._one is not None:
+            (answer,) = self._send(self._one.connection_pool, [call])
+            if not isinstance(answer, _ELSEWHERE):
+                return _said(answer)
+        (answer,) = self._all([call])
+        return answer
 
     def _all(self, calls: Sequence[_Call]) -> list[Any]:
         self._connected()
@@ -186,35 +184,33 @@ class Scripts:
         """What the server says to each, errors of its own included. Without the client's own repetitions, since most
         transitions may not be repeated blindly."""
         try:
-            connection = self._borrow(pool)
+            line = self._borrow(pool)
         except _AWAY as error:
             self._refresh()
             raise QueueAway(f"Redis is away: {error}") from error
         try:
-            # What redis-py does around hiredis costs twice as much as this.
-            connection.send_packed_command([b"".join(map(pack_command, commands))])
-            answers = [_read(connection) for _ in commands]
+            line.send(b"".join(map(pack_command, commands)))
+            answers = [line.answer() for _ in commands]
         except BaseException as error:
-            connection.disconnect()
-            pool.release(connection)
+            line.close()
             if isinstance(error, _AWAY):
                 self._refresh()
                 raise QueueAway(f"Redis is away: {error}") from error
             raise
-        self._warm[pool].append((connection, time.monotonic()))
+        self._warm[pool].append((line, time.monotonic()))
         return answers
 
-    def _borrow(self, pool: ConnectionPool) -> Any:
-        """A connection that was in use a moment ago, else one of the pool, which makes sure first that it is still
-        open and takes as long for it as many a script."""
+    def _borrow(self, pool: ConnectionPool) -> _Line:
+        """One that was in use a moment ago, else one of the pool's, which makes sure first that it is still open and
+        takes as long for it as many a script."""
         warm = self._warm[pool]
         with suppress(IndexError):
             while True:
-                connection, used = warm.pop()
-                if time.monotonic() < used + _WARM and connection.pid == os.getpid():
-                    return connection
-                pool.release(connection)
-        return pool.get_connection()
+                line, used = warm.pop()
+                if time.monotonic() < used + _WARM and line.connection.pid == os.getpid():
+                    return line
+                pool.release(line.connection)
+        return _Line(pool)
 
     def _pool(self, key: str) -> ConnectionPool:
         if self._cluster is None:
@@ -244,9 +240,77 @@ class Scripts:
             warm = self._warm.pop(pool, [])
             with suppress(IndexError):
                 while True:
-                    connection, _ = warm.pop()
-                    connection.disconnect()
-                    pool.release(connection)
+                    line, _ = warm.pop()
+                    line.close()
+
+
+class _Line:
+    """A connection that redis-py has made; spoken over without it, since what it does around hiredis costs as much
+    again as all the rest, while a task waits."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self.connection: Any = pool.get_connection()
+        self.socket: Any
+        self.socket = self.connection._sock
+        self.send: Callable[[bytes], None] = self.socket.sendall
+        self.reader = Reader(replyError=DefaultParser.parse_error)
+
+    def answer(self) -> Any:
+        """The answer to what was sent, an error as it is. Raises OSError or ConnectionError when none will come."""
+        while isinstance(answer := self.next(), PushNotification):
+            pass
+        return answer
+
+    def next(self) -> Any:
+        """What the server says next, which may be something else (RESP3)."""
+        while (said := self.reader.gets()) is False:
+            self.take_in()
+        return said
+
+    def take_in(self) -> None:
+        """Take in what has come."""
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise ConnectionError("the server has closed the connection")
+        self.reader.feed(data)
+
+    def close(self) -> None:
+        """Give it up."""
+        self.connection.disconnect()
+        self._pool.release(self.connection)
+
+
+class Ear:
+    """A subscription to WAKE."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._line = _Line(pool)
+        try:
+            self._line.send(pack_command(_SUBSCRIBE))
+            _said(self._line.next())
+            self._line.socket.setblocking(False)
+        except BaseException:
+            self.close()
+            raise
+        self.number: int = self._line.socket.fileno()
+        """The socket's, which is readable when there is something to hear."""
+
+    def hear(self) -> list[str]:
+        """What has come, each the queue and perhaps more, see `Queue.announce`. Raises ConnectionError at its end."""
+        with suppress(BlockingIOError, SSLWantReadError):
+            self._line.take_in()
+            while getattr(self._line.socket, "pending", int)():  # TLS has more than the socket tells
+                self._line.take_in()
+        heard = []
+        while said := self._line.reader.gets():
+            if said[0] == b"message":
+                heard.append(said[2].decode())
+        return heard
+
+    def close(self) -> None:
+        """End it."""
+        self._line.close()
 
 
 @lru_cache(maxsize=4096)
@@ -261,10 +325,3 @@ def _said(answer: Any) -> Any:
     if isinstance(answer, RedisError):
         raise answer
     return answer
-
-
-def _read(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
