@@ -145,7 +145,7 @@ class Log:
 
     def _add(self, file: Path, line: str) -> bool:
         try:
-            if self._place != self._place_of(file):
+            if self._number < 0 or self._place != self._place_of(file):
                 self.close()
                 self._open(file)
             data = line.encode("utf-8", "backslashreplace")
@@ -167,9 +167,9 @@ class Log:
 
     def close(self) -> None:
         """Close the file."""
-        if self._number >= 0:
-            os.close(self._number)
-        self._number, self._place = -1, None
+        number, self._number = self._number, -1  # first: a time limit may end this anywhere
+        if number >= 0:
+            os.close(number)
 
 
 _LOGS = {"worker": Log(), "sync": Log()}

@@ -159,6 +159,30 @@ def test_both_files_are_reopened_when_moved(logs: Path) -> None:
     assert [lines(logs / name) for name in ("sync.log.1", "sync.log")] == [["INFO REQUEST n=1"], ["INFO REQUEST n=2"]]
 
 
+def test_a_line_that_cannot_be_written_goes_to_stderr(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not lost while LOG_DIR is gone; once it is back, so are the files."""
+    gone = logs.rename(logs.parent / "gone")
+    emit("a.one")
+    emit("a.two", level="error")
+    assert [line.split("Z ")[1] for line in capsys.readouterr().err.splitlines()] == ["INFO a.one", "ERROR a.two"]
+
+    gone.rename(logs)
+    (logs / "worker.log").rename(logs / "worker.log.1")
+    emit("a.three")
+
+    assert lines(logs / "worker.log") == ["INFO a.three"]
+    assert capsys.readouterr().err == ""
+
+
+def test_before_any_configuration_warnings_are_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a program does that uses the queue as a library."""
+    log = telemetry.Log()
+    log.write("warning", "a.b")
+
+    assert capsys.readouterr().err.split("Z ")[1] == "WARNING a.b\n"
+    assert log.level == 30
+
+
 def test_the_console_has_events_but_no_requests(
     tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
