@@ -369,7 +369,7 @@ def test_pauses_are_read_anew_where_redis_may_have_missed_one(
         one.flushall()
     else:
         with monkeypatch.context() as broken:
-            broken.setattr("worker.queues.scripts._Line.answer", gone)
+            broken.setattr("worker.queues.lines.Line.answer", gone)
             stand.queue.announce(7, f"default\t-1\t{A}\t1")
             with pytest.raises(QueueAway):
                 stand.claim(7)
@@ -495,7 +495,7 @@ def test_a_server_goes_while_a_claim_is_under_way(stand: Stand, monkeypatch: pyt
 
     with monkeypatch.context() as broken:
         broken.setattr(stand.db, "fetch", gone) if away == "PostgreSQL" else broken.setattr(
-            "worker.queues.scripts._Line.answer", gone
+            "worker.queues.lines.Line.answer", gone
         )
         with pytest.raises(QueueAway):
             stand.queue.claim(["*"], 7, limit=2)

@@ -26,9 +26,9 @@ from worker.queues.contract import VERBS, Effect, Ended
 from worker.queues.database import MAX_RESCUES, lock_dead_workers
 from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
+from worker.queues.lines import Ear
 from worker.queues.records import RedisRecords
 from worker.queues.routing import Route, listens
-from worker.queues.scripts import Ear
 from worker.queues.shards import AT_ONCE, time_of, to_micros
 from worker.task import Complete, Fail, NewTask, Outcome, Release, Retry, Snooze, Task, to_json
 from worker.telemetry import emit

@@ -7,18 +7,17 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
-from ssl import SSLWantReadError
 from typing import Any
 from uuid import UUID
 
-from hiredis import PushNotification, Reader, pack_command
+from hiredis import pack_command
 from redis import Redis
 from redis.cluster import RedisCluster
-from redis.connection import ConnectionPool, DefaultParser
+from redis.connection import ConnectionPool
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
@@ -39,12 +38,12 @@ from redis.exceptions import (
 
 from worker.db import sections
 from worker.errors import QueueAway
+from worker.queues.lines import Ear, Line
 from worker.telemetry import emit
 
 WAKE = "queue:wake"
 """The channel on which queues are named that have something new."""
 
-_SUBSCRIBE: Any = ("SUBSCRIBE", WAKE)
 _ELSEWHERE = (MovedError, ReadOnlyError)
 _AWAY = (
     ConnectionError, TimeoutError, OSError, BusyLoadingError, ClusterDownError, MasterDownError, AskError,
@@ -77,7 +76,7 @@ class Scripts:
         self._lock = threading.Lock()
         self._one: Redis | None = None
         self._cluster: RedisCluster | None = None
-        self._warm: defaultdict[ConnectionPool, list[tuple[_Line, float]]] = defaultdict(list)
+        self._warm: defaultdict[ConnectionPool, list[tuple[Line, float]]] = defaultdict(list)
 
     def run(self, name: str, account: UUID, *values: Any) -> Any:
         """The script's answer for that account."""
@@ -109,7 +108,7 @@ class Scripts:
         """Hear of queues that have something new, from now on."""
         self._connected()
         try:
-            return Ear(self._pool(WAKE))
+            return Ear(self._pool(WAKE), WAKE)
         except _AWAY as error:
             raise QueueAway(f"Redis is away: {error}") from error
 
@@ -200,7 +199,7 @@ class Scripts:
         self._warm[pool].append((line, time.monotonic()))
         return answers
 
-    def _borrow(self, pool: ConnectionPool) -> _Line:
+    def _borrow(self, pool: ConnectionPool) -> Line:
         """One that was in use a moment ago, else one of the pool's, which makes sure first that it is still open and
         takes as long for it as many a script."""
         warm = self._warm[pool]
@@ -210,7 +209,7 @@ class Scripts:
                 if time.monotonic() < used + _WARM and line.connection.pid == os.getpid():
                     return line
                 pool.release(line.connection)
-        return _Line(pool)
+        return Line(pool)
 
     def _pool(self, key: str) -> ConnectionPool:
         if self._cluster is None:
@@ -242,75 +241,6 @@ class Scripts:
                 while True:
                     line, _ = warm.pop()
                     line.close()
-
-
-class _Line:
-    """A connection that redis-py has made; spoken over without it, since what it does around hiredis costs as much
-    again as all the rest, while a task waits."""
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
-        self.connection: Any = pool.get_connection()
-        self.socket: Any
-        self.socket = self.connection._sock
-        self.send: Callable[[bytes], None] = self.socket.sendall
-        self.reader = Reader(replyError=DefaultParser.parse_error)
-
-    def answer(self) -> Any:
-        """The answer to what was sent, an error as it is. Raises OSError or ConnectionError when none will come."""
-        while isinstance(answer := self.next(), PushNotification):
-            pass
-        return answer
-
-    def next(self) -> Any:
-        """What the server says next, which may be something else (RESP3)."""
-        while (said := self.reader.gets()) is False:
-            self.take_in()
-        return said
-
-    def take_in(self) -> None:
-        """Take in what has come."""
-        data = self.socket.recv(1 << 16)
-        if not data:
-            raise ConnectionError("the server has closed the connection")
-        self.reader.feed(data)
-
-    def close(self) -> None:
-        """Give it up."""
-        self.connection.disconnect()
-        self._pool.release(self.connection)
-
-
-class Ear:
-    """A subscription to WAKE."""
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._line = _Line(pool)
-        try:
-            self._line.send(pack_command(_SUBSCRIBE))
-            _said(self._line.next())
-            self._line.socket.setblocking(False)
-        except BaseException:
-            self.close()
-            raise
-        self.number: int = self._line.socket.fileno()
-        """The socket's, which is readable when there is something to hear."""
-
-    def hear(self) -> list[str]:
-        """What has come, each the queue and perhaps more, see `Queue.announce`. Raises ConnectionError at its end."""
-        with suppress(BlockingIOError, SSLWantReadError):
-            self._line.take_in()
-            while getattr(self._line.socket, "pending", int)():  # TLS has more than the socket tells
-                self._line.take_in()
-        heard = []
-        while said := self._line.reader.gets():
-            if said[0] == b"message":
-                heard.append(said[2].decode())
-        return heard
-
-    def close(self) -> None:
-        """End it."""
-        self._line.close()
 
 
 @lru_cache(maxsize=4096)
