@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from worker.memory import freeze
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -111,6 +113,7 @@ class Zygote:
 def _main() -> None:
     module, function = sys.argv[1:]
     work = getattr(importlib.import_module(module), function)
+    freeze()  # else the first collection in each child copies every page there is
     pids: set[int] = set()
     rest = b""
     while True:
