@@ -113,7 +113,8 @@ TAKES_AWAY = re.compile(
 
 
 def test_what_takes_away_says_so() -> None:
-    """A migration that drops or renames, or forbids what was allowed, has the header.
+    """A migration that drops or renames, or forbids what was allowed, has the header; or one that tells why older
+    releases do not mind.
 
     Up to 0006 nobody is disturbed: release 0.1.0, with 0002, works on no newer schema whatever it is.
     """
@@ -123,7 +124,10 @@ def test_what_takes_away_says_so() -> None:
     silent = [
         step.label
         for step in KNOWN
-        if step.version > 6 and not step.contract and TAKES_AWAY.search(re.sub(r"--.*", "", step.sql))
+        if step.version > 6
+        and not step.contract
+        and not re.match(r"(--.*\n)*-- expand: \w", step.sql)
+        and TAKES_AWAY.search(re.sub(r"--.*", "", step.sql))
     ]
     assert silent == []
 
@@ -236,7 +240,9 @@ def test_an_older_schema_is_refused(empty_database_url: str) -> None:
     with pytest.raises(SchemaMismatch, match=f"version 0, this code needs {LATEST}: run `moysklad-worker migrate`"):
         db.require_schema(database)
     assert db.pending(empty_database_url) == KNOWN
+    database.close()
     db.migrate(empty_database_url)
+    database = Database(empty_database_url)
     db.require_schema(database)
     with database.connection() as conn:
         conn.execute("delete from schema_migrations where version = %s", [LATEST])

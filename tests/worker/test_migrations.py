@@ -135,6 +135,36 @@ def test_a_rolling_deploy_over_both_kinds(old: Release, new: Release) -> None:
     assert f"{CONTRACT} took away what it needs" in back.stderr
 
 
+def test_workers_go_on_when_columns_change_their_type(old: Release, new: Release, empty_database_url: str) -> None:
+    """Their sessions have prepared statements whose rows are of another type from then on."""
+    old.env["DATABASE_URL"] = new.env["DATABASE_URL"] = empty_database_url
+    (old.folder / "worker/sql/migrations/0015_types.sql").unlink()
+    assert old.call("migrate").returncode == 0
+
+    with psycopg.connect(empty_database_url, autocommit=True) as conn, old.worker("old"):
+
+        def done() -> bool:
+            """Of an account nobody knows, so that it fails at once."""
+            conn.execute(
+                "insert into sync_queue (queue, account_id, entity_type, operation, payload) values "
+                "('default', gen_random_uuid(), 'product', 'sync', jsonb_build_object('main', gen_random_uuid()))"
+            )
+            old.wait_until(lambda: left() == 0)
+            return True
+
+        def left() -> int:
+            row = conn.execute("select count(*) from sync_queue where status <> 'failed'").fetchone()
+            return int(row[0]) if row else 0
+
+        assert all(done() for _ in range(8))
+        (before,) = conn.execute("select id, started_at from workers where name = 'old'").fetchall()
+        assert "applied 0015_types" in new.call("migrate", "--expand").stdout
+        assert all(done() for _ in range(8))
+        assert conn.execute("select id, started_at from workers where name = 'old'").fetchall() == [before]
+        errors = {row[0] for row in conn.execute("select distinct error from sync_queue")}
+    assert len(errors) == 1, errors
+
+
 def test_a_first_migrate_asks_nobody(new: Release, empty_database_url: str) -> None:
     """An empty database has no workers: everything is applied in one go, contract steps too."""
     new.env["DATABASE_URL"] = empty_database_url
