@@ -92,6 +92,7 @@ class Database:
             "row_factory": dict_row,
             "connect_timeout": max(2, int(connect_timeout)),
             "application_name": "moysklad-worker",
+            "client_encoding": "UTF8",  # of what is sent as bytes
             # A host that vanished without a word is noticed within half a minute.
             "keepalives_idle": 10,
             "keepalives_interval": 5,

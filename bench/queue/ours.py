@@ -219,7 +219,7 @@ def bulk(stand: Stand, url: str, tasks: int) -> float:
 
 
 def copy(stand: Stand, url: str, tasks: int) -> float:
-    """Seconds of one COPY of so many ready-made lines into our own table, with its indexes: what bulk cannot beat."""
+    """Seconds of one COPY of so many ready-made lines, as they come, into our own table, with its indexes."""
     made = tasks_of(ACCOUNTS, tasks // ACCOUNTS)
     lines = [f"default\t{new.account_id}\t{LOW}\t{new.entity_id}\tnoop\t{new.priority}\t{{}}\n" for new in made]
     into: LiteralString = (

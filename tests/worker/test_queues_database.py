@@ -169,7 +169,7 @@ def test_a_refused_single_task_is_told_by_its_type_and_the_next_goes_in(app: App
 
 def test_ids_of_a_bulk_may_hold_what_copy_reads_as_its_own(app: App) -> None:
     """Tabs, backslashes and line ends of an id arrive as they are."""
-    ids = ["\t", "\\", "\\N", "a\nb", "\r", "", *map(str, range(200))]
+    ids = ["\t", "\\", "\\N", "a\nb", "\r", "", "\xff\xff", "фляга 🧪" * 50, "x" * 300, *map(str, range(200))]
     tasks = [NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id=id) for id in ids]
 
     assert app.queue.enqueue(tasks) == len(ids)
@@ -195,6 +195,50 @@ def test_a_bulk_keeps_the_order_of_each_account(app: App, later: bool) -> None:
     assert len(due) == 9_000 - later
     for account, those in found.items():
         assert those == [(task.entity_id, task.run_id) for task in due if task.account_id == account]
+
+
+def test_what_is_enqueued_alone_and_in_bulk_is_claimed_in_that_order(app: App) -> None:
+    """The bulk's ids come from blocks (migration 0015), whole ones."""
+    given = [
+        goods("a"),
+        goods(*(f"b{n}" for n in range(101))),
+        goods("c", "d"),
+        goods(*(f"e{n}" for n in range(160))),
+    ]
+    for tasks in given:
+        assert app.queue.enqueue(tasks) == len(tasks)
+
+    found = []
+    while batch := app.queue.claim(["*"], 1, limit=1000):
+        found += [task.entity_id for task in batch.tasks]
+    assert found == [task.entity_id for tasks in given for task in tasks]
+
+
+def test_a_bulk_arrives_as_it_is_told(app: App) -> None:
+    """Every column, as one by one; whether it is time is seen by the server's clock."""
+    soon = datetime.now(UTC).replace(microsecond=123_457) + timedelta(days=400)
+    whole = NewTask(CHILD, "product", "sync", SyncGoods(MAIN, True, "ящик"), "1", 10, UUID(int=7), 3, soon)
+    past = replace(whole, entity_id="2", run_id=None, max_attempts=None, scheduled_at=soon - timedelta(days=10_000))
+    plain = NewTask(CHILD, "product", "sync", SyncGoods(MAIN), "3", -5)
+    columns = "queue, entity_type, operation, priority, payload, run_id, max_attempts, scheduled_at, ready, status"
+
+    def rows() -> list[Any]:
+        with app.db.connection() as conn:
+            return conn.execute(
+                f"delete from sync_queue where entity_id <= '3' returning entity_id, {columns}"
+            ).fetchall()
+
+    def by_entity(found: list[Any]) -> dict[str, Any]:
+        return {row.pop("entity_id"): row for row in found}
+
+    app.queue.enqueue([whole, past, plain])
+    few = by_entity(rows())
+    app.queue.enqueue([whole, past, plain, *goods(*(f"b{n}" for n in range(200)))])
+    bulk = by_entity(rows())
+
+    assert abs(bulk["3"].pop("scheduled_at") - few["3"].pop("scheduled_at")) < timedelta(minutes=5)
+    assert bulk == few
+    assert [bulk[id]["ready"] for id in "123"] == [False, True, True]
 
 
 def test_a_single_task_after_a_rolled_back_transaction(app: App) -> None:

@@ -15,7 +15,7 @@ from psycopg.errors import DeadlockDetected, UniqueViolation
 from psycopg.rows import tuple_row
 
 from worker.db import Connection, Database, fetch, fetch_one, query
-from worker.queues.bulk import COPY_AT_ONCE, Lines, by_account, stream
+from worker.queues.bulk import COPY_AT_ONCE, Rows, stream, time_of
 from worker.queues.contract import VERBS, Effect, Ended
 from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
@@ -127,12 +127,13 @@ class DatabaseQueue(Directed, DatabaseRecords):
         self, tasks: Iterator[NewTask], within: Connection | None, now: datetime | None
     ) -> tuple[int, set[str]]:
         added = 0
-        plain, timed = (Lines(self._route, now, timed=timed) for timed in (False, True))
         with nullcontext(within) if within else self._db.transaction() as conn:
-            while part := sorted(islice(tasks, COPY_AT_ONCE), key=by_account):
+            began = now or fetch(conn, "transaction_began")[0]["now"]
+            plain, timed = Rows(self._route), Rows(self._route, began)
+            while part := list(islice(tasks, COPY_AT_ONCE)):
                 try:
                     with conn.transaction():
-                        if now is None and not any(task.scheduled_at for task in part):
+                        if now is None and not any(map(time_of, part)):
                             stream(conn, "copy_tasks", plain, part)
                         else:
                             stream(conn, "copy_timed_tasks", timed, part)

@@ -50,21 +50,29 @@ returning (xmax = 0)::integer as added,
           case when ready and now() <= to_timestamp(pg_sequence_last_value('asleep_until'))
                then tell_of_task(queue, priority, account_id, id) end as woken;
 
+-- name: transaction_began
+-- What `now()` is until the transaction ends.
+select now();
+
+-- name: reserve_ids
+-- Where blocks of ids begin that are ours: the sequence goes on by a block at a time (see migration 0015).
+select array_agg(nextval('sync_queue_id_seq')) as begins from generate_series(1, %(blocks)s);
+
 -- name: copy_tasks
 -- A bulk straight into the table, twice as fast; it fails as a whole where a twin is pending.
-copy sync_queue (queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts)
-from stdin;
+copy sync_queue (id, queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts)
+from stdin (format binary);
 
 -- name: copy_timed_tasks
 -- The same where it is said when tasks are due.
-copy sync_queue (queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts,
+copy sync_queue (id, queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts,
                  scheduled_at, ready)
-from stdin;
+from stdin (format binary);
 
 -- name: create_incoming
 -- Where COPY puts a bulk before it coalesces; a transaction may bring several.
 create temporary table if not exists incoming (
-    n bigint generated always as identity, queue text, account_id uuid, entity_type text, entity_id text,
+    n bigint, queue text, account_id uuid, entity_type text, entity_id text,
     operation text, priority integer, payload jsonb, run_id uuid, max_attempts integer, scheduled_at timestamptz,
     ready boolean
 ) on commit drop;
@@ -72,9 +80,9 @@ truncate incoming;
 
 -- name: copy_incoming
 -- The bulk itself.
-copy incoming (queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts,
+copy incoming (n, queue, account_id, entity_type, entity_id, operation, priority, payload, run_id, max_attempts,
                scheduled_at, ready)
-from stdin;
+from stdin (format binary);
 
 -- name: enqueue_incoming
 -- `enqueue` for what COPY brought; of twins inside the bulk the last one wins.
