@@ -169,6 +169,7 @@ DRIVERS = {
     "Directed": "Queue",
     "RedisQueue": "Queue",
     "RedisRecords": "Queue",
+    "RedisSettlements": "Queue",
     "SyncQueue": "Queue",
     "DatabaseStore": "Store",
     "RedisStore": "Store",

@@ -673,7 +673,7 @@ def rig(request: pytest.FixtureRequest, settings: Settings, monkeypatch: pytest.
     """Each driver, with bulks that begin at four tasks."""
     monkeypatch.setattr("worker.queues.database._BULK", 3)
     if request.param == "redis":
-        monkeypatch.setattr("worker.queues.redis._SWEEP", 0)
+        monkeypatch.setattr("worker.queues.settlements._SWEEP", 0)
         monkeypatch.setattr(RedisRig, "url", request.getfixturevalue("redis_server").url)
     rig = RIGS[request.param](settings)
     yield rig

@@ -14,7 +14,8 @@ from psycopg.types.json import Jsonb
 from worker.db import Connection, Database, fetch, patiently
 from worker.queues.contract import Ended
 from worker.queues.database import DatabaseQueue
-from worker.queues.redis import Moved, RedisQueue
+from worker.queues.redis import RedisQueue
+from worker.queues.settlements import Moved
 from worker.task import Task
 from worker.telemetry import emit
 
