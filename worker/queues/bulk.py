@@ -30,7 +30,6 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _common = attrgetter(
     "account_id", "entity_type", "operation", "priority", "payload", "run_id", "max_attempts", "scheduled_at"
 )
-time_of = attrgetter("scheduled_at")
 
 
 def _field(value: bytes) -> bytes:
@@ -57,9 +56,12 @@ class Rows:
     def __call__(self, id: int, task: NewTask) -> bytes:
         common = _common(task)
         if common != self._last:  # mostly the same objects, which costs a tenth of what their hash does
-            self._last, self._around = common, self._known.get(common) or self._write(task)
-            if len(self._known) < COPY_AT_ONCE:
-                self._known[common] = self._around
+            around = self._known.get(common)
+            if around is None:
+                around = self._write(task)
+                if len(self._known) < COPY_AT_ONCE:
+                    self._known[common] = around
+            self._last, self._around = common, around
         begin, end = self._around
         entity = task.entity_id.encode()
         return b"".join((_ID(self._columns, 8, id), begin, len(entity).to_bytes(4, "big"), entity, end))

@@ -15,7 +15,7 @@ from psycopg.errors import DeadlockDetected, UniqueViolation
 from psycopg.rows import tuple_row
 
 from worker.db import Connection, Database, fetch, fetch_one, query
-from worker.queues.bulk import COPY_AT_ONCE, Rows, stream, time_of
+from worker.queues.bulk import COPY_AT_ONCE, Rows, stream
 from worker.queues.contract import VERBS, Effect, Ended
 from worker.queues.directed import Directed
 from worker.queues.lanes import Lane
@@ -133,7 +133,7 @@ class DatabaseQueue(Directed, DatabaseRecords):
             while part := list(islice(tasks, COPY_AT_ONCE)):
                 try:
                     with conn.transaction():
-                        if now is None and not any(map(time_of, part)):
+                        if now is None and not any(task.scheduled_at for task in part):
                             stream(conn, "copy_tasks", plain, part)
                         else:
                             stream(conn, "copy_timed_tasks", timed, part)
