@@ -5,6 +5,8 @@ Deaths are at points between the steps of a transition: what the dead one did, i
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,7 @@ from tests.worker.test_queue import eventually
 from worker.db import Connection, Database, fetch_one
 from worker.errors import QueueAway
 from worker.pauses import Pauses
-from worker.queues import Ended
+from worker.queues import Ended, scripts
 from worker.queues.redis import RedisQueue
 from worker.settings import Settings
 from worker.task import Batch, Complete, NewTask, Outcome, Retry, Snooze, SyncGoods, Task
@@ -548,6 +550,25 @@ def test_a_redis_that_takes_no_writes_is_waited_for(
 
     assert stand.effects() == [tasks[0].id]
     assert stand.standing() == {"completed": 1}
+
+
+def test_a_redis_that_hangs_is_given_up(
+    stand: Stand, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel keeps the time limit of a connection that is in use; what had arrived is done once it goes on."""
+    monkeypatch.setitem(scripts._OPTIONS, "socket_timeout", 1)
+    stand.enqueue_one("x")
+    process = redis_server.ask("INFO", "server")["process_id"]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(QueueAway):
+            stand.queue.enqueue([good("y")])
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+    stand.queue.enqueue([good("y")])
+
+    assert stand.standing() == {"pending": 2}
 
 
 @pytest.mark.parametrize("fsync", ["always", "everysec"])

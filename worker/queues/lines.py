@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
-from ssl import SSLWantReadError
+from ssl import SSLSocket, SSLWantReadError
 from typing import Any
 
 from hiredis import PushNotification, Reader, pack_command
@@ -21,6 +23,7 @@ class Line:
         self.connection: Any = pool.get_connection()
         self.socket: Any
         self.socket = self.connection._sock
+        _let_wait(self.socket)
         self.send: Callable[[bytes], None] = self.socket.sendall
         self.reader = Reader(replyError=DefaultParser.parse_error)
 
@@ -47,6 +50,16 @@ class Line:
         """Give it up."""
         self.connection.disconnect()
         self._pool.release(self.connection)
+
+
+def _let_wait(sock: Any) -> None:
+    """Have the kernel, not Python, see to the socket's time limit: no poll() before each recv() and send()."""
+    seconds = sock.gettimeout()
+    if seconds and not isinstance(sock, SSLSocket):  # OpenSSL would wait on and on
+        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, limit)
+        sock.settimeout(None)
 
 
 class Ear:

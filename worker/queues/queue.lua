@@ -240,8 +240,7 @@ local due = at == '0' and time or tonumber(at)
 call('HSET', key .. 'tasks', n, cmsgpack.pack({
     tostring(n), queue, kind, entity, operation, tonumber(priority), 'pending', payload, 0, tonumber(most), 0, run, 0,
     '', '', '', {}, due, 0, 0, time, time}))
-local when = string.format('%.0f', due)
-call('ZADD', key .. 'wait:' .. queue, when, n)
+call('ZADD', key .. 'wait:' .. queue, due, n)
 call('HINCRBY', key .. 'counts', 'pending:' .. queue, 1)
 if run ~= '' then call('HINCRBY', key .. 'runs', run .. ':pending', 1) end
 if due <= time then
@@ -251,7 +250,7 @@ if due <= time then
     call('SADD', key .. 'lanes', lane)
     call('PUBLISH', 'queue:wake', queue .. '\t' .. rank .. '\t' .. string.sub(key, 8, -3) .. '\t' .. n)
 else
-    call('ZADD', key .. 'later', when, n)
+    call('ZADD', key .. 'later', due, n)
 end
 return 1
 

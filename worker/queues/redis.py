@@ -60,11 +60,11 @@ class RedisQueue(Directed, RedisSettlements):
         self, tasks: Iterable[NewTask], *, within: Connection | None = None, now: datetime | None = None
     ) -> int:
         tasks = iter(tasks)
-        added, queues = 0, set[str]()
-        first = list(islice(tasks, 2))
+        first = tuple(islice(tasks, 2))
         if len(first) == 1 and within is None and now is None and self._enqueue_one(first[0]):
             return 1
         tasks = chain(first, tasks)
+        added, queues = 0, set[str]()
         while part := list(islice(tasks, 20 * AT_ONCE)):
             rows: dict[UUID, dict[tuple[str, ...], list[Any]]] = {}
             for task in part:
