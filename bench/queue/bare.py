@@ -115,13 +115,14 @@ def work(stand: Stand, url: str, trace: str = "") -> None:
 
 
 def one_by_one(stand: Stand, url: str, tasks: int, writers: int = 1, notify: bool = True) -> float:
-    """Seconds that so many inserts take, each committed, from so many connections."""
+    """Seconds that so many inserts take, each committed, from so many connections, which have made one before."""
     if not notify:
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute("drop trigger bare_notify on bare_queue")
 
     def write(share: int, ready: Any) -> None:
         with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute(_INSERT, [json.dumps(_payload(0))])
             ready()
             for n in range(share):
                 conn.execute(_INSERT, [json.dumps(_payload(n))])

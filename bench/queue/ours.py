@@ -197,12 +197,12 @@ def _handle(begun: Callable[[Sequence[Task]], None]) -> None:
 
 
 def one_by_one(stand: Stand, url: str, tasks: int, writers: int = 1) -> float:
-    """Seconds that so many enqueues of one task take, from so many processes."""
+    """Seconds that so many enqueues of one task take, from so many processes, which have enqueued one before."""
 
     def write(share: int, ready: Any) -> None:
         with App(settings(url)) as app:
-            _connect(app)
-            mine = list(tasks_of(1, share, first=os.getpid()))
+            first, *mine = tasks_of(1, 1 + share, first=os.getpid())
+            app.queue.enqueue([first])
             ready()
             for task in mine:
                 app.queue.enqueue([task])
