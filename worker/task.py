@@ -67,10 +67,15 @@ KINDS: dict[tuple[str, str], type[Payload]] = {
     ("product", "sync"): SyncGoods,
 }
 
+_MOST = 2**31 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task to be enqueued. Raises Permanent when its kind and payload do not fit each other."""
+    """A task to be enqueued.
+
+    Raises Permanent when its kind and payload do not fit each other, or it has what not every driver can keep.
+    """
 
     account_id: UUID
     entity_type: str
@@ -89,6 +94,14 @@ class NewTask:
         if not isinstance(self.payload, expected):
             raise Permanent(
                 f"{self.entity_type}/{self.operation} takes {expected.__name__}, not {type(self.payload).__name__}"
+            )
+        if "\0" in self.entity_id:  # ends a text in the protocol of PostgreSQL, and a name in Redis
+            raise Permanent(f"entity_id {self.entity_id!r} of {self.entity_type}/{self.operation} has a NUL")
+        if not -_MOST <= self.priority <= _MOST:
+            raise Permanent(f"priority {self.priority} of {self.entity_type}/{self.operation} is beyond ±{_MOST}")
+        if self.max_attempts is not None and not 1 <= self.max_attempts <= _MOST:
+            raise Permanent(
+                f"max_attempts {self.max_attempts} of {self.entity_type}/{self.operation} is not within 1 and {_MOST}"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 
 from worker.accounts import Accounts
 from worker.db import Connection, Database, fetch, fetch_one
-from worker.errors import NotFound
+from worker.errors import NotFound, Permanent
 from worker.monitor import Monitor
 from worker.pauses import Pauses
 from worker.queues import DatabaseQueue, Effect, Ended, Queue
@@ -212,6 +213,38 @@ def test_a_twin_without_run_keeps_the_run_and_raises_the_rank(bench: Bench) -> N
     bench.add(good("x", priority=Priority.USER, scheduled_at=later(600)))
 
     assert bench.rows(None, "run_id", "priority", "scheduled_at") == [(run, 10, T0)]
+
+
+@pytest.mark.parametrize("others", [0, 200])
+def test_the_greatest_and_the_least_numbers(bench: Bench, others: int) -> None:
+    """What one driver can keep, each keeps, alone and in a bulk; what is beyond is refused before it is enqueued."""
+    most = 2**31 - 1
+    bench.add(*(good(f"other {n}") for n in range(others)))
+    bench.add(good("least", priority=-most), *(good(f"one more {n}") for n in range(others)))
+    bench.add(good("greatest", priority=most, max_attempts=most), *(good(f"and more {n}") for n in range(others)))
+
+    tasks = [task for limit in (1, 10**4, 10**4) if (batch := bench.claim(limit=limit)) for task in batch.tasks]
+
+    assert [(tasks[n].entity_id, tasks[n].priority, tasks[n].max_attempts) for n in (0, -1)] == [
+        ("greatest", most, most), ("least", -most, None),
+    ]  # fmt: skip
+    assert len(tasks) == 2 + 3 * others
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("priority", 2**31, "2147483648"),
+        ("priority", -(2**31), "-2147483648"),
+        ("max_attempts", 2**31, "2147483648"),
+        ("max_attempts", 0, "0"),
+        ("entity_id", "x\0y", r"'x\x00y'"),
+    ],
+)
+def test_what_not_every_driver_can_keep(name: str, value: Any, shown: str) -> None:
+    """The error names it and its value; one driver cut the id short, another took it for its own separator."""
+    with pytest.raises(Permanent, match=re.escape(f"{name} {shown} of product/sync")):
+        NewTask(A, "product", "sync", SyncGoods(MAIN), **{"entity_id": "x", name: value})
 
 
 @pytest.mark.parametrize("others", [0, 200])

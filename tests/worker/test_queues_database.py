@@ -159,8 +159,8 @@ def test_producers_with_the_same_tasks_in_another_order(app: App, enqueue: Calla
 
 def test_a_refused_single_task_is_told_by_its_type_and_the_next_goes_in(app: App) -> None:
     """The prepared statement of one task raises what psycopg would, with the server's state, and stays usable."""
-    refused = NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id="1", priority=1 << 40)
-    with pytest.raises(psycopg.errors.NumericValueOutOfRange):
+    refused = NewTask(CHILD, "product", "sync", SyncGoods(MAIN, problem="\0"), entity_id="1")
+    with pytest.raises(psycopg.errors.UntranslatableCharacter):
         app.queue.enqueue([refused])
 
     assert app.queue.enqueue([NewTask(CHILD, "product", "sync", SyncGoods(MAIN), entity_id="\t\\")]) == 1
