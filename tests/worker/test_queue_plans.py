@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 from tests.conftest import Server
 from worker import db
 from worker.db import Database
-from worker.queues import DatabaseQueue, Ended
+from worker.queues import DatabaseQueue, Ended, rows
 from worker.task import Complete, Fail, NewTask, Release, Retry, Snooze, SyncGoods, Task
 
 MAIN = UUID(int=99)
@@ -42,8 +42,9 @@ from (select n, case when n % 200 = 0 then 'processing' when n % 20 < 9 then 'pe
                      when n % 20 < 18 then 'completed' else 'failed' end as status
       from generate_series(1, 200000) n) t
 """
-KEY, CLAIM, COALESCE, BUSY, LATER = (
+KEY, CLAIM, COALESCE, BUSY, LATER, COMPLETED, FAILED = (
     "sync_queue_pkey", "sync_queue_claim", "sync_queue_coalesce", "sync_queue_busy", "sync_queue_later",
+    "sync_queue_completed", "sync_queue_failed",
 )  # fmt: skip
 INTENDED: dict[str, set[str]] = {
     "enqueue": set(),  # the conflict is looked for by the insert itself
@@ -58,6 +59,7 @@ INTENDED: dict[str, set[str]] = {
     "snooze": {KEY, COALESCE},
     "release": {KEY, COALESCE},
     "rescue": {KEY, COALESCE, BUSY},
+    "prune": {COMPLETED, FAILED},
 }
 """Statements, and the indexes of sync_queue that each may read."""
 
@@ -163,6 +165,13 @@ def test_no_statement_reads_the_table(large: str, mode: str, monkeypatch: pytest
             assert len(db.fetch(conn, "claim_told", task=row["id"], queue="default", worker=2)) == 1
         queue.claim(["*"], 2, limit=BATCH)  # nobody has registered as worker 2, so it is dead
         assert queue.rescue() >= BATCH
+        monkeypatch.setattr(rows, "_AT_ONCE", BATCH)
+        with database.connection() as conn:
+            (row,) = conn.execute(
+                "select extract(epoch from now() - min(completed_at))::float8 as oldest from sync_queue"
+            ).fetchall()
+        kept = (row["oldest"] - 1000) / 86_400
+        assert 4 * BATCH < queue.prune(completed_days=kept, failed_days=kept) < 1000
     finally:
         monkeypatch.undo()
         database.close()

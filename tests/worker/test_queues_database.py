@@ -19,7 +19,7 @@ from worker.db import Connection, Database, fetch, patiently
 from worker.lease import Lease
 from worker.queues import DatabaseQueue, Ended, database
 from worker.queues.lanes import AGEING, Lane
-from worker.task import Batch, Complete, NewTask, Priority, SyncGoods
+from worker.task import Batch, Complete, Fail, NewTask, Priority, SyncGoods
 
 MAIN, CHILD = UUID(int=1), UUID(int=2)
 
@@ -435,6 +435,30 @@ def test_news_that_is_stale_leads_to_a_look(app: App, stale: str) -> None:
         assert batch is not None
         first = "told" if stale == "of an older release" else "there"
         assert (batch.first.entity_id, batch.announced) == (first, False)
+
+
+def test_a_task_that_is_retried_meanwhile_is_not_pruned(app: App) -> None:
+    """Pruning waits for the row of a failed task that a transaction has just made pending again: that task stays, and
+    what failed beside it goes."""
+    app.queue.enqueue(goods("retried", "old"))
+    batch = app.queue.claim(["*"], 7, limit=2)
+    assert batch is not None
+    app.queue.settle([Ended(task, Fail("refused")) for task in batch.tasks])
+    ids = {row["entity_id"]: row["id"] for row in app.queue.peek("failed")}
+    gone: list[int] = []
+    thread = threading.Thread(target=lambda: gone.append(app.queue.prune(completed_days=0, failed_days=0)))
+
+    with app.db.connect() as watch, app.db.connect() as conn, conn.transaction():
+        everything = dict.fromkeys(("account_id", "since", "error_class"))
+        assert len(fetch(conn, "retry_failed", ids=[ids["retried"]], **everything)) == 1
+        thread.start()
+        while not watch.execute("select from pg_locks where not granted").fetchall():
+            time.sleep(0.005)
+    thread.join()
+
+    assert gone == [1]
+    assert [row["entity_id"] for row in app.queue.peek("pending")] == ["retried"]
+    assert app.queue.peek("failed") == []
 
 
 def test_a_low_rank_waits_a_bounded_time(app: App) -> None:

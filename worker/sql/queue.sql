@@ -400,13 +400,22 @@ where q.id = mine.id
 returning q.id, q.queue, q.status, q.run_id;
 
 -- name: prune
--- Deletes ended tasks past their keeping time, a bounded number at once.
+-- Deletes ended tasks past their keeping time, of each sort a bounded number at once.
+-- Each sort by its index, the oldest first: with both in one condition and without an order the planner reads the table
+-- from its start instead, whenever what ended since the last ANALYZE makes it believe that much is to go.
+-- The conditions stand twice: a task that is retried meanwhile is not deleted when its row is free again.
 delete from sync_queue
-where id = any(array(
-    select id from sync_queue
-    where (status = 'completed' and completed_at < coalesce(%(now)s, now()) - %(completed)s * interval '1 day')
-       or (status = 'failed' and completed_at < coalesce(%(now)s, now()) - %(failed)s * interval '1 day')
-    limit %(limit)s));
+where ctid = any(
+        array(
+            select ctid from sync_queue
+            where status = 'completed' and completed_at < coalesce(%(now)s, now()) - %(completed)s * interval '1 day'
+            order by completed_at limit %(limit)s)
+        || array(
+            select ctid from sync_queue
+            where status = 'failed' and completed_at < coalesce(%(now)s, now()) - %(failed)s * interval '1 day'
+            order by completed_at limit %(limit)s))
+  and status in ('completed', 'failed')
+  and completed_at < coalesce(%(now)s, now()) - least(%(completed)s, %(failed)s) * interval '1 day';
 
 -- name: retry_failed
 -- Gives failed tasks a new set of attempts, except where the same thing is pending already. What an operator has
