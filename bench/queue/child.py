@@ -63,6 +63,11 @@ class Stand:
         self.count(tasks)
 
 
+def started(folder: Path) -> int:
+    """Tasks that the child of this folder has started so far."""
+    return int.from_bytes((folder / "count").read_bytes(), sys.byteorder)
+
+
 class Child:
     """One such process, as its parent sees it."""
 
@@ -95,7 +100,7 @@ class Child:
     @property
     def started(self) -> int:
         """Tasks started so far."""
-        return int.from_bytes((self.folder / "count").read_bytes(), sys.byteorder)
+        return started(self.folder)
 
     def starts(self) -> list[Start]:
         """The trace so far."""

@@ -21,7 +21,7 @@ from uuid import UUID, uuid5
 import psycopg
 from cryptography.fernet import Fernet
 
-from bench.queue.child import Stand
+from bench.queue.child import Stand, started
 from bench.queue.pulse import pulse
 from bench.queue.writers import side_by_side
 from worker import db, sync, task, telemetry
@@ -263,15 +263,19 @@ def pulses(stand: Stand, url: str, rate: float, seconds: float, seed: int, topol
         return pulse(stand, send, rate, seconds, seed)
 
 
-def flow(stand: Stand, url: str, tasks: int, backlog: int) -> int:
-    """Keep about so many tasks waiting until so many were enqueued in all; how many."""
+def flow(stand: Stand, url: str, tasks: int, backlog: int, consumer: str) -> int:
+    """Keep about so many tasks waiting until so many were enqueued in all; how many.
+
+    What waits is reckoned from the count of who works them off, the child in the folder `consumer`: to ask the table
+    would weigh on what is measured, the more the larger it is.
+    """
     portion = backlog // 2
     sent = 0
     with App(settings(url)) as app:
         stand.gate()
         while sent < tasks:
-            if _waiting(url) > portion:
-                time.sleep(0.3)
+            if sent - started(Path(consumer)) > portion:
+                time.sleep(0.1)
                 continue
             first = sent // portion
             app.queue.enqueue(
@@ -290,9 +294,3 @@ def prune(stand: Stand, url: str, keep_seconds: float) -> None:
         while True:
             app.queue.prune(completed_days=keep_seconds / 86_400, failed_days=1)
             time.sleep(1)
-
-
-def _waiting(url: str) -> int:
-    with psycopg.connect(url, autocommit=True) as conn:
-        row = conn.execute("select count(*) from sync_queue where status = 'pending'").fetchone()
-    return int(row[0]) if row else 0

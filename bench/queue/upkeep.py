@@ -119,20 +119,69 @@ class Point:
     tasks: int
     cpu: float
 
+    @property
+    def rate(self) -> float:
+        """Tasks a second."""
+        return self.tasks / self.at
+
     @staticmethod
     def between(early: Point, late: Point) -> Point:
         """What happened from one to the other."""
         return Point(late.at - early.at, late.tasks - early.tasks, late.cpu - early.cpu)
 
 
-def soak(bench: Bench, tasks: int, tell: Callable[[str], None]) -> Samples:
-    """So many tasks through one table at full speed, pruned all the time: rates and sizes over time."""
+def soak(bench: Bench, tasks: int, tell: Callable[[str], None], pairs: int = 4) -> Samples:
+    """So many tasks through one table at full speed, pruned all the time: rates and sizes over time.
+
+    The machine may change its own speed in so many minutes. So at the end a twentieth as many go through that
+    table and through a new one, by turns.
+    """
+    stretch = max(tasks // 20, 250_000)
+    ratios = []
+    with made(bench, OURS) as url:
+        points, size = through(bench, url, tasks, tell)
+        for n in range(pairs):
+            rates = {}
+            for old in (True, False)[:: -1 if n % 2 else 1]:
+                with nullcontext(url) if old else made(bench, OURS) as where:
+                    parts = steps(through(bench, where, stretch, lambda _: None)[0])
+                rates[old] = Point.between(parts[0][0], parts[-1][1]).rate
+            ratios.append(rates[True] / rates[False])
+            tell(f"{rates[True]:,.0f}/s through this table, {rates[False]:,.0f}/s through a new one")
+    parts = steps(points)
+    fifth = max(1, len(parts) // 5)
+    first, last = (Point.between(part[0][0], part[-1][1]) for part in (parts[:fifth], parts[-fifth:]))
+    half = len(size) // 2
+    return {
+        "ours.soak.first": first.rate,
+        "ours.soak.last": last.rate,
+        "ours.soak.kept": last.rate / first.rate,
+        # Of tasks per second of processor, server and worker: what is kept whoever else uses the machine.
+        "ours.soak.kept_cpu": (last.tasks / last.cpu) / (first.tasks / first.cpu),
+        "ours.soak.to_new": statistics.median(ratios),
+        "ours.soak.table_mb_half": max(s["table_mb"] for s in size[: half + 1]),
+        "ours.soak.table_mb": max(s["table_mb"] for s in size),
+        "ours.soak.index_mb_half": max(s["index_mb"] for s in size[: half + 1]),
+        "ours.soak.index_mb": max(s["index_mb"] for s in size),
+    }
+
+
+def steps(points: list[Point]) -> list[tuple[Point, Point]]:
+    """From each point to the next, without the first, when all begins, and the last, when little is left."""
+    return list(pairwise(points))[1:-1]
+
+
+def through(
+    bench: Bench, url: str, tasks: int, tell: Callable[[str], None]
+) -> tuple[list[Point], list[dict[str, float]]]:
+    """So many tasks through that database's table by one worker; points from the beginning on, and sizes at each."""
     backlog = 100_000
     with (
-        made(bench, OURS) as url,
-        together(1, "bench.queue.ours", "flow", url=url, tasks=tasks, backlog=backlog) as (flow,),
-        together(1, "bench.queue.ours", "prune", url=url, keep_seconds=20) as (prune,),
         together(1, "bench.queue.ours", "work", url=url) as (worker,),
+        together(
+            1, "bench.queue.ours", "flow", url=url, tasks=tasks, backlog=backlog, consumer=str(worker.folder)
+        ) as (flow,),
+        together(1, "bench.queue.ours", "prune", url=url, keep_seconds=20) as (prune,),
     ):
         points = [Point(0.0, 0, 0.0)]
         size: list[dict[str, float]] = []
@@ -147,22 +196,8 @@ def soak(bench: Bench, tasks: int, tell: Callable[[str], None]) -> Samples:
             points.append(Point(time.monotonic() - began, worker.started, cpu))
             size.append(sizes(url))
             before, now = points[-2:]
-            rate = (now.tasks - before.tasks) / (now.at - before.at)
+            rate = Point.between(before, now).rate
             tell(f"{now.at:7.0f} s {now.tasks:>10,} tasks {rate:>8,.0f}/s  {size[-1]}")
         for child in (worker, prune):
             child.stop()
-    steps = list(pairwise(points))[1:-1]
-    fifth = max(1, len(steps) // 5)
-    first, last = (Point.between(part[0][0], part[-1][1]) for part in (steps[:fifth], steps[-fifth:]))
-    half = len(size) // 2
-    return {
-        "ours.soak.first": first.tasks / first.at,
-        "ours.soak.last": last.tasks / last.at,
-        "ours.soak.kept": (last.tasks / last.at) / (first.tasks / first.at),
-        # Of tasks per second of processor, server and worker: what is kept whoever else uses the machine.
-        "ours.soak.kept_cpu": (last.tasks / last.cpu) / (first.tasks / first.cpu),
-        "ours.soak.table_mb_half": max(s["table_mb"] for s in size[: half + 1]),
-        "ours.soak.table_mb": max(s["table_mb"] for s in size),
-        "ours.soak.index_mb_half": max(s["index_mb"] for s in size[: half + 1]),
-        "ours.soak.index_mb": max(s["index_mb"] for s in size),
-    }
+    return points, size
